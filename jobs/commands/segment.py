@@ -41,9 +41,10 @@ def segment(
     """Segment the images of INPUT into OUTPUT; continue OUTPUT if it is unfinished.
 
     A model that detects boxes only writes boxes in place of masks.
-    INPUT is a folder, a glob, an s3:// prefix, an archive (.tar, .zip), a .parquet file that contains the pictures, a
-    manifest (.txt; or .csv, .tsv, .jsonl or .parquet with a column `uri`), the manifest.json of an S3 Inventory, or a
-    JSON of COCO, LVIS or MegaDetector. OUTPUT is a directory or an s3:// prefix.
+    INPUT is a folder, a glob or a prefix (s3://, gs://, az://, hf://), an archive (.tar, .zip, .tgz), a table that
+    contains the pictures (.parquet, .arrow, .lance), a manifest (.txt; or .csv, .tsv, .jsonl or .parquet with a column
+    `uri`), the manifest.json of an S3 Inventory, or a JSON of COCO, LVIS or MegaDetector. OUTPUT is a directory or a
+    prefix of s3://, gs:// or az://.
     """
     from ..driver.run import run_segment
 

@@ -77,7 +77,7 @@ _INFERENCE = [
     click.option(
         "--image-column",
         metavar="NAME",
-        help="Column with the pictures of Parquet files; needed where a file has several.",
+        help="Column with the pictures of tables; needed where a table has several.",
     ),
     click.option(
         "--sidecars",

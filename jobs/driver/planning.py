@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
 from maskrcnn.errors import RunError, StoreSetupError, UsageError, plural
+from maskrcnn.io.archives.member import split_member
 from maskrcnn.io.manifests.skipped import counts_of
 from maskrcnn.io.manifests.sources import check_source, source_of
 from maskrcnn.io.schemes import store_of
@@ -93,6 +94,8 @@ def output_storage(url: str) -> Storage:
     """
     if (place := Url.parse(url)).is_local and is_file(place.local_path):
         raise UsageError(f"the output {url} is a file; name a directory")
+    if split_member(f"{url}/"):
+        raise UsageError(f"the output {url} is in an archive, which is read, not written: name another place")
     try:
         storage = Storage(url)
     except (RunError, UsageError) as error:

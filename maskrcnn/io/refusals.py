@@ -25,6 +25,7 @@ from ..errors import ItemError
 
 _CONVERT: Final = "convert it to JPEG, PNG or TIFF"
 _COPY: Final = "copy it again from its source"
+_RETRY: Final = "`maskrcnn retry` processes the new content"
 
 
 class Refusal(Enum):
@@ -108,6 +109,10 @@ class Refusal(Enum):
         "truncated",
         f"the archive ends early; what follows is not known: {_COPY}, and plan a new run",
     )
+    ARCHIVE_OTHER = (
+        "unsupported_format",
+        "not the kind of archive that its suffix says: give it the suffix of what it contains, or pack it anew",
+    )
     ARCHIVE_ON_THE_WEB = (
         "unsupported_format",
         "archives on the web are not read in parts: copy them to a store",
@@ -131,6 +136,7 @@ class Refusal(Enum):
         "not_found",
         "a link in the archive to a file that is not before it in the archive: pack the file itself",
     )
+    MEMBER_SPECIAL = "unsupported_format", "a device or a pipe in the archive, which is no file: leave it out"
     MEMBER_SPARSE = (
         "unsupported_format",
         "stored in the archive as a sparse file, which no picture is: pack it without --sparse",
@@ -143,7 +149,8 @@ class Refusal(Enum):
     TABLE_EMPTY = "empty_file", f"the table has zero bytes: {_COPY}"
     TABLE_DAMAGED = (
         "corrupt",
-        f"no sound table (damaged, cut off or encrypted); its rows are not known: {_COPY}, and plan a new run",
+        "no sound table of the format that its suffix says (or damaged, cut off, encrypted); its rows are not known: "
+        f"{_COPY}, and plan a new run",
     )
     TABLE_ON_THE_WEB = (
         "unsupported_format",
@@ -392,15 +399,9 @@ class Refusal(Enum):
     TOO_SLOW = "storage_error", "the store was too slow; try again later"
 
     NO_ADDRESS = "not_found", "the host {host} has no address: correct the uri"
-    CHANGED_SIZE = (
-        "changed",
-        "it has {count:,} bytes, expected {planned:,}: plan a new run for the new content",
-    )
-    CHANGED_ETAG = "changed", "its etag is {etag}, expected {planned}: plan a new run for the new content"
-    CHANGED_ETAG_UNKNOWN = (
-        "changed",
-        "it no longer has the etag {planned}: plan a new run for the new content",
-    )
+    CHANGED_SIZE = "changed", "it has {count:,} bytes, expected {planned:,}: " + _RETRY
+    CHANGED_ETAG = "changed", "its etag is {etag}, expected {planned}: " + _RETRY
+    CHANGED_ETAG_UNKNOWN = "changed", "it no longer has the etag {planned}: " + _RETRY
     CHANGED_PIXELS = "changed", "{actual} pixels, but {planned} when the run was planned: plan a new run"
     WEB_RASTER = "unsupported_format", "rasters on the web are not read in parts: copy them to a store"
     WEB_REFUSED = "access_denied", "{what} is not read: correct the uri, or copy the image to a store"

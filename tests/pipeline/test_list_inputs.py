@@ -139,8 +139,10 @@ def test_nothing_to_list_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "in" / "a.nef", b"x")
     written(tmp_path / "in" / "b.nef", b"x")
     written(tmp_path / "in" / "LICENSE", b"x")
-    assert "no images; found 1 without suffix, 2 .nef; images end in .jpg" in refusal(tmp_path / "in")
-    lists = "lists of them in .txt .csv .tsv .jsonl .ndjson .parquet .json"
+    assert "no images; found 1 without suffix, 2 .nef; raw photographs are not read" in refusal(
+        tmp_path / "in"
+    )
+    lists = "lists in .txt .csv .tsv .jsonl .ndjson .parquet .json"
     assert lists in refusal(written(tmp_path / "list.xlsx", "{}"))
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO, Final, cast
 from ...errors import ItemError
 from ..refusals import Refusal
 from ..stores.seekable import SeekableReader
-from .member import Member
+from .member import SOLID_SUFFIXES, Member
 from .sidecars import MAX_BYTES, sample_of
 from .tar_index import DAMAGED, DamagedArchiveError, tar_members
 from .zip_index import compression, unpacked, zip_members
@@ -19,6 +19,19 @@ _BLOCK_BYTES: Final = 2**20
 _HOP_BYTES: Final = 4096
 _LARGE_BYTES: Final = 2**18
 """Headers of a tar whose files are larger than this are read one by one; else all of it is read, in large blocks."""
+_SIGNATURES: Final = {
+    ".zip": b"PK",
+    ".tar.gz": b"\x1f\x8b",
+    ".tar.bz2": b"BZh",
+    ".tar.xz": b"\xfd7zXZ",
+    ".tar.zst": b"\x28\xb5\x2f\xfd",
+    ".7z": b"7z\xbc\xaf",
+    ".rar": b"Rar!",
+    ".parquet": b"PAR1",
+    ".arrow": b"ARROW1",
+}
+"""First bytes of files that may have another's suffix; a tar has its own further behind."""
+_USTAR: Final = slice(257, 262)
 _LARGEST: Final = 2**63 - 1
 _TAIL_BYTES: Final = 2**16 + 22
 """Where a zip's directory ends: a comment of at most 65,535 bytes follows its last record."""
@@ -67,10 +80,20 @@ def read_index(
             members.append(_bounded(member))
     except DamagedArchiveError as error:
         damage = error.refusal
+        if not members and size and _is_other(name, read_range(0, min(_USTAR.stop, size))):
+            damage = Refusal.ARCHIVE_OTHER
     if name.endswith(".zip"):
         in_order = sorted(contents, key=lambda position: members[position].offset)
         contents |= {position: _content(file, members[position]) for position in in_order}
     return ArchiveIndex(tuple(_unique(members)), damage, contents)
+
+
+def _is_other(name: str, head: bytes) -> bool:
+    """Return whether a file is of another known kind than its suffix says, by its first bytes."""
+    if head[_USTAR] == b"ustar":
+        return not name.endswith(".tar")
+    own = ".tar.gz" if name.endswith(SOLID_SUFFIXES) else name[-4:]
+    return head.startswith(tuple(start for kind, start in _SIGNATURES.items() if kind != own))
 
 
 def _bounded(member: Member) -> Member:

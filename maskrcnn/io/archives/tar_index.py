@@ -34,7 +34,9 @@ class DamagedArchiveError(Exception):
 
 
 def tar_members(file: BinaryIO, size: int | None) -> Iterator[Member]:
-    """Yield the files of a tar in its order; folders and devices are left out, links lead to the file they name.
+    """Yield the files of a tar in its order; folders are left out, and links lead to the file they name.
+
+    Devices and pipes are members that cannot be read.
 
     Of tars that were written one behind the other (`cat a.tar b.tar`) the files of all are yielded.
 
@@ -78,6 +80,8 @@ def _member(info: tarfile.TarInfo, places: dict[str, Member], size: int | None) 
         if found is None:
             return Member(name, info.offset_data, 0, 0, refusal=Refusal.MEMBER_LINK)
         return Member(name, found.offset, found.stored, found.bytes, refusal=found.refusal)
+    if info.isdev():
+        return Member(name, info.offset_data, 0, 0, refusal=Refusal.MEMBER_SPECIAL)
     if info.type not in _REGULAR:
         return None
     beyond = size is not None and info.offset_data + info.size > size

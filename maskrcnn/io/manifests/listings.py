@@ -1,6 +1,6 @@
-"""The images of a folder, a glob, a prefix or an inventory, with those in archives and tables; and all that is none.
+"""The images of a folder, a glob, a prefix or an inventory, with those in archives and tables.
 
-Files that are together one manifest are found here too.
+All other files are skipped, and counted by kind. Files that are together one manifest are found here too.
 """
 
 import re
@@ -125,12 +125,14 @@ def read_listing(
         what = (
             ", ".join(f"{n} {kind or 'without suffix'}" for kind, n in counts_of(rest).items()) or "no files"
         )
-        ends = f"images end in {' '.join(_SUFFIXES)}, lists of them in {' '.join(MANIFEST_SUFFIXES)}"
+        ends = (
+            f"images end in {' '.join(_SUFFIXES)}, archives of them in {' '.join(ARCHIVE_SUFFIXES)}, tables in "
+            f"{' '.join((PARQUET, *ARROW_SUFFIXES, _LANCE))}, lists in {' '.join(MANIFEST_SUFFIXES)}"
+        )
         if (suffix := manifest_suffix(source)) in ALL_SUFFIXES:
             ends += f"; for the lists in this folder, use {source.rstrip('/')}/*{suffix}"
-        for suffix, advice in _WRITTEN_ANEW.items():
-            ends = f"{advice}; {ends}" if suffix in counts_of(rest) else ends
-        raise UsageError(f"{source}: no images; found {what}; {ends}")
+        advice = dict.fromkeys(_ADVICE[kind] for kind in counts_of(rest) if kind in _ADVICE)
+        raise UsageError(f"{source}: no images; found {'; '.join((what, *advice, ends))}")
     return Listing(images, is_manifest=False, skipped=rest)
 
 
@@ -176,11 +178,14 @@ def _sorted(*parts: pa.Table) -> pa.Table:
     ).combine_chunks()
 
 
-_WRITTEN_ANEW: Final = {
-    ".lance": "a Lance data set is a folder, and needs the extra `lance`: pip install 'maskrcnn-ray[lance]', or write "
+_LANCE: Final = ".lance"
+_RAW: Final = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
+_ADVICE: Final = {
+    **dict.fromkeys(_RAW, "raw photographs are not read: export them as JPEG, PNG or TIFF"),
+    _LANCE: "a Lance data set is a folder, and needs the extra `lance`: pip install 'maskrcnn-ray[lance]', or write "
     "the pictures and the other columns to Parquet",
 }
-"""What to do with tables of pictures that are not read, by suffix."""
+"""What to do with pictures that are not read, by suffix."""
 
 
 def _one_row(rows: pa.Table, row: int, source: str) -> pa.Table:

@@ -258,6 +258,7 @@ def test_links_lead_to_the_files_that_they_name(tmp_path):
         ("d/soft.jpg", b"content"),
         ("e/soft.jpg", b"content"),
         ("away.jpg", "not_found"),
+        ("pipe.jpg", "unsupported_format"),
     ]
 
 
@@ -375,3 +376,24 @@ def test_a_size_that_no_file_reaches_fails_its_member_alone(tmp_path, size):
     rows = rows_of(tmp_path, "x.tar", packed("x.tar", {"a.jpg": b"a"})[:1024] + header)
     assert rows[0] == ("a.jpg", b"a")
     assert rows[1][1] in ("truncated", "corrupt")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip", ".tgz"])
+@pytest.mark.parametrize("content", ["photos.tar", "photos.zip", "photos.tgz", "parquet"])
+def test_an_archive_under_another_suffix_is_named_as_that(tmp_path, suffix, content):
+    data = b"PAR1" + bytes(5000) if content == "parquet" else packed(content, {"a.jpg": b"a" * 600})
+    (tmp_path / f"x{suffix}").write_bytes(data)
+    [row] = listed(Storage(tmp_path), f"x{suffix}").to_pylist()
+    refused = None if row["place_in_archive"] is None else row["place_in_archive"]["refusal"]
+    assert refused == (None if content.endswith(suffix) else "ARCHIVE_OTHER")
+
+
+def test_a_pipe_and_a_device_in_a_tar_are_rows_that_say_so(tmp_path):
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:") as tar:
+        add(tar, "pipe.png", type=tarfile.FIFOTYPE)
+        add(tar, "disk.png", type=tarfile.BLKTYPE)
+        add(tar, "folder.png", type=tarfile.DIRTYPE)
+        add(tar, "a.jpg", b"a")
+    rows = rows_of(tmp_path, "x.tar", sink.getvalue())
+    assert rows == [("pipe.png", "unsupported_format"), ("disk.png", "unsupported_format"), ("a.jpg", b"a")]
