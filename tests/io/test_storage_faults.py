@@ -50,6 +50,16 @@ BUSY = refuse(503, "SlowDown")
 ALWAYS = None
 
 
+def on_stores_that_keep_or_ignore(header: str) -> Any:
+    """Run a test, with `kind` and `fault`, on each store, and on one that ignores a condition."""
+    cases = [
+        pytest.param("weed", None, id="conditions kept"),
+        pytest.param("weed", ignoring(header), id="ignored"),
+        *(pytest.param(kind, None, id=kind, marks=pytest.mark.emulator) for kind in ("azurite", "fake_gcs")),
+    ]
+    return pytest.mark.parametrize(("kind", "fault"), cases, indirect=["kind"])
+
+
 @pytest.fixture(scope="module")
 def proxies() -> Iterator[dict[str, FaultProxy]]:
     """One before each server that was asked for."""
@@ -446,16 +456,7 @@ def test_a_key_that_vanished_is_not_found(proxy: FaultProxy, store: Storage, beh
 # Objects that changed
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        pytest.param("weed", None, id="conditions kept"),
-        pytest.param("weed", ignoring("If-Match"), id="ignored"),
-        pytest.param("azurite", None, id="azurite", marks=pytest.mark.emulator),
-        pytest.param("fake_gcs", None, id="fake_gcs", marks=pytest.mark.emulator),
-    ],
-    indirect=["kind"],
-)
+@on_stores_that_keep_or_ignore("If-Match")
 def test_an_object_that_changed_since_planning_is_refused_by_one_request(
     proxy: FaultProxy, store: Storage, behind: Any, fault: Fault | None, kind: str
 ) -> None:
@@ -620,16 +621,7 @@ def test_a_writer_that_was_overwritten_meanwhile_does_not_get_true(
     assert behind.get("x") == b"other"
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        pytest.param("weed", None, id="conditions kept"),
-        pytest.param("weed", ignoring("If-None-Match"), id="ignored"),
-        pytest.param("azurite", None, id="azurite", marks=pytest.mark.emulator),
-        pytest.param("fake_gcs", None, id="fake_gcs", marks=pytest.mark.emulator),
-    ],
-    indirect=["kind"],
-)
+@on_stores_that_keep_or_ignore("If-None-Match")
 def test_one_of_racing_writers_contents_remains(
     proxy: FaultProxy, store: Storage, behind: Any, fault: Fault | None
 ) -> None:
