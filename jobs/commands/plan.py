@@ -114,13 +114,14 @@ def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
     unit, rows = forecast.unit, forecast.rows
     stages = ", ".join(f"{name} {1000 * seconds:.3g} ms" for name, seconds in forecast.stages_s.items())
     workers = plural(forecast.actors, "process", "processes")
+    megabytes = forecast.table_bytes * rows / 1e6
     lines = [
         f"measured {plural(forecast.sampled, unit)} in {duration(forecast.measured_s)}, {forecast.failed:,} failed: "
         f"{pace(forecast.rate, unit)} by {workers}, limited by the {forecast.bottleneck}",
         f"each {unit}: {stages}; the network waits for {forecast.waiting:.0%} of the time",
         f"to come: {plural(rows, unit)}, about {plural(round(forecast.instances * rows), 'instance')} and "
-        f"{forecast.table_bytes * rows / 1e6:,.0f} MB of tables, COCO JSON apart",
-        f"a shard takes a process {duration(forecast.shard_s)}, which is done again if that is lost (--shard-images)",
+        f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB of tables, COCO JSON apart",
+        f"a shard takes {duration(forecast.shard_s)}, and is computed again if its machine is lost (--shard-images)",
         f"from the command to the end: {duration(forecast.seconds)}, of which {duration(forecast.start_s)} to start",
     ]
     cost = resources.cost_of(forecast.seconds)
