@@ -25,7 +25,7 @@ from emulators import Azurite, FakeGcs, running_azurite, running_fake_gcs
 from hypothesis import HealthCheck, settings
 from local import LocalCluster
 from ray_cluster import standing_cluster
-from s3_servers import BUCKET, S3Server, free_port, start_weed
+from s3_servers import BUCKET, S3Server, free_port, new_weed
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile(
@@ -64,9 +64,8 @@ def moto_process() -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def weed_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS: on disk, in processes of its own; checks signatures."""
-    port = free_port(10_000)
-    process = start_weed(tmp_path_factory.mktemp("weed") / "data", port)
-    yield S3Server(f"http://127.0.0.1:{port}")
+    process, server = new_weed(tmp_path_factory.mktemp("weed") / "data")
+    yield server
     process.kill()  # its data are not kept, and it would take half a minute to stop in good order
     process.wait()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -87,18 +88,32 @@ class Behind:
 
 
 def free_port(*offsets: int) -> int:
-    """Return a loopback port that is free, and free at these offsets from it too."""
+    """Return a loopback port that is free, and free at these offsets from it too.
+
+    It lies below the ports that Linux gives to outgoing connections (32768 and above): between this call and
+    the start of the server, one of those would take it at times.
+    """
     while True:
+        port = random.SystemRandom().randrange(20_000, 22_768)
         with contextlib.ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
             try:
-                for offset in offsets:
+                for offset in (0, *offsets):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
             return port
+
+
+def new_weed(folder: Path, attempts: int = 3) -> tuple[subprocess.Popen[bytes], S3Server]:
+    """Start SeaweedFS on a folder and free ports; on others where a process took one of them meanwhile."""
+    for left in reversed(range(attempts)):
+        port = free_port(10_000)
+        try:
+            return start_weed(folder, port), S3Server(f"http://127.0.0.1:{port}")
+        except RuntimeError:
+            if not left:
+                raise
+    raise ValueError("attempts must be at least 1")
 
 
 def start_weed(folder: Path, port: int) -> subprocess.Popen[bytes]:
@@ -128,7 +143,9 @@ def start_weed(folder: Path, port: int) -> subprocess.Popen[bytes]:
         except (BotoCoreError, ClientError) as error:
             if time.monotonic() > deadline or process.poll() is not None:
                 process.kill()
-                raise RuntimeError(f"weed does not start, see {folder.parent}/weed.log") from error
+                process.wait()
+                log_end = (folder.parent / "weed.log").read_text(errors="replace")[-1000:]
+                raise RuntimeError(f"weed does not start; the end of its log: {log_end}") from error
             time.sleep(0.1)
         else:
             client.delete_object(Bucket=BUCKET, Key="ready")

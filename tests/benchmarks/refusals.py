@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fault_proxy import Exchange, FaultProxy, answer, refuse
-from s3_servers import S3Server, free_port, start_weed
+from s3_servers import new_weed
 
 from maskrcnn.errors import ItemError
 from maskrcnn.io.inputs import read_input
@@ -61,9 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("--modes", nargs="+", default=["legacy", "standard"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port(10_000)
-        process = start_weed(Path(folder) / "data", port)
-        server = S3Server(f"http://127.0.0.1:{port}")
+        process, server = new_weed(Path(folder) / "data")
         proxy = FaultProxy(server.endpoint, "testkey", "testsecret")
         try:
             for mode in options.modes:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from maskrcnn_jobs.driver.run import receipts_of
-from s3_servers import S3Server, free_port, start_weed
+from s3_servers import new_weed
 
 from maskrcnn.io.parquet import IMAGES, INSTANCES
 from maskrcnn.io.storage import Storage
@@ -57,10 +57,9 @@ def measure(storage: Storage) -> tuple[float, float, int]:
 @contextmanager
 def weed(folder: Path) -> Iterator[str]:
     """Start SeaweedFS, and give a prefix there."""
-    port = free_port(10_000)
-    process = start_weed(folder / "data", port)
+    process, server = new_weed(folder / "data")
     try:
-        with S3Server(f"http://127.0.0.1:{port}").environment() as server:
+        with server.environment():
             yield server.prefix()
     finally:
         process.send_signal(signal.SIGTERM)

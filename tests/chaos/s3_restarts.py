@@ -23,7 +23,7 @@ from typing import Final
 
 from archives import FORMS, in_form
 from local import LocalCluster
-from s3_servers import S3Server, free_port, start_weed
+from s3_servers import S3Server, new_weed, start_weed
 
 from chaos.cluster import standing
 from chaos.invariants import ground_truth_of
@@ -40,19 +40,14 @@ class Weed:
     """SeaweedFS on a folder and a port, which it keeps."""
 
     folder: Path
-    port: int
+    server: S3Server
     process: subprocess.Popen[bytes]
 
     @staticmethod
     def start(folder: Path) -> "Weed":
         """Start it anew."""
-        port = free_port(10_000)
-        return Weed(folder, port, start_weed(folder, port))
-
-    @property
-    def server(self) -> S3Server:
-        """How it is reached."""
-        return S3Server(f"http://127.0.0.1:{self.port}")
+        process, server = new_weed(folder)
+        return Weed(folder, server, process)
 
     def kill(self) -> None:
         """End it in mid-air."""
@@ -61,7 +56,7 @@ class Weed:
 
     def start_again(self) -> None:
         """Start it on what it had stored."""
-        self.process = start_weed(self.folder, self.port)
+        self.process = start_weed(self.folder, int(self.server.endpoint.rpartition(":")[2]))
 
 
 class Shore:
