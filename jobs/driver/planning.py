@@ -346,6 +346,8 @@ def check_same_network(model: dict[str, Any], card: ModelCard) -> None:
 def _another_run(request: Request, changed: list[str]) -> UsageError:
     files = any("(sha256): " in phrase or phrase.startswith("package: ") for phrase in changed)
     remedy = "restore what was changed" if files else "repeat its command"
+    if all(phrase.startswith("manifest file (sha256): ") for phrase in changed):
+        remedy = "process what is new with --update, restore what was changed"
     return UsageError(
         f"{request.output} holds another run ({'; '.join(changed)}); {remedy} to continue it, or name another output"
     )
