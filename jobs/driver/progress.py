@@ -84,6 +84,8 @@ class State:
     """Actors that are ready; None: there are none."""
     shards_left: int
     """Shards that are not finished."""
+    expected: float | None = None
+    """Images per second of the forecast; None: there is none."""
 
     @property
     def processed(self) -> int:
@@ -234,7 +236,9 @@ class Progress:
                 left_s = (self._total - done) / rate
         counts = self._finished + self._running
         ready = None if self._actors is None else self._actors[0]
-        return State(self._unit, self._total, done, counts, rate, left_s, ready, self._shards_left)
+        return State(
+            self._unit, self._total, done, counts, rate, left_s, ready, self._shards_left, self._expected
+        )
 
     def line(self, *, ended: bool = False) -> str:
         """Return the line: images done, failed, instances, images/s, and time left once that can be said."""
