@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from maskrcnn.errors import plural
 
 if TYPE_CHECKING:
+    from maskrcnn.pipeline.plan import Plan
+
     from .node_worker import Done
 
 log = logging.getLogger("maskrcnn")
@@ -107,6 +109,9 @@ class State:
 
 class Watcher:
     """Is informed of a map stage while it runs; must return at once."""
+
+    def begin(self, plan: "Plan") -> None:
+        """Take note of the plan of which what is left is about to be run."""
 
     def add(self, done: "Done") -> None:
         """Take note of a finished shard."""
