@@ -56,6 +56,9 @@ def test_a_forecast_follows_from_the_sample(photos, tmp_path):
     assert forecast["images_per_s"] <= 40 / 30 * usable_cpus() / SLEEP_S
     assert forecast["eta_s"] > forecast["start_s"] + 40 / forecast["images_per_s"]
     assert forecast["shard_s"] == pytest.approx(16 * 40 / 48 / forecast["images_per_s"], rel=0.02, abs=0.06)
+    assert 0 < forecast["cpu_use"] <= 1
+    assert forecast["gpu_use"] is None, "there is none"
+    assert forecast["requests"] == {"GET": 0, "LIST": 0, "PUT": 0}, "files are no objects"
     assert forecast["cost"] == pytest.approx(forecast["eta_s"] / 100, abs=1e-3)
     assert forecast["input_bytes"] == sum(
         path.stat().st_size for path in photos.iterdir() if path.suffix != ".json"
@@ -107,6 +110,7 @@ def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     assert result.exit_code == 0
     assert "measured 8 images in" in result.stdout
     assert "limited by the " in result.stdout
+    assert "% of the CPUs; requests to stores to come: none" in result.stdout
     assert "from the command to the end:" in result.stdout.splitlines()[-1]
 
 
