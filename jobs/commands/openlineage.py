@@ -18,6 +18,7 @@ from maskrcnn.io.parquet import IMAGES, INSTANCES, read_schema
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.url import Url, redact, redact_all
 from maskrcnn.pipeline.plan import Plan, read_run
+from maskrcnn.pipeline.success import read_success
 
 from ..driver.metrics import output_tag
 from ..driver.nodes import package_version
@@ -115,18 +116,21 @@ class Lineage:
         self._common: dict[str, Any] | None = None
 
     def start(self, plan: Plan) -> None:
-        """Post that a run, or what is left of it, begins.
+        """Post that a run, or what is left of it, begins; and that one before it in this command is complete.
 
         Args:
             plan: of the latest generation; with the run's directory it gives the run's id.
         """
         storage = Storage(self._output)
+        if self._common is not None:
+            self.end("COMPLETE", "", read_success(storage))
         run = read_run(storage)
-        inputs = run["inputs"]
-        source = dataset_name(inputs["source"]) | {
-            "facets": self._facet("version", datasetVersion=inputs["manifest_sha256"]),
-            "inputFacets": self._facet("inputStatistics", rowCount=inputs["rows"]),
+        source: dict[str, Any] = dataset_name(run["inputs"]["source"]) | {
+            "facets": self._facet("version", datasetVersion=plan.manifest_sha256)
         }
+        if plan.generation == 1 or plan.grid_sha256 is None:
+            rows = run["inputs"]["rows"] if plan.generation == 1 else plan.rows
+            source["inputFacets"] = self._facet("inputStatistics", rowCount=rows)
         weights = [] if run["model"]["uri"] is None else [self._weights(run["model"])]
         namespace = os.environ.get("OPENLINEAGE_NAMESPACE") or "default"
         job_type = {"processingType": "BATCH", "integration": "MASKRCNN_RAY", "jobType": "JOB"}

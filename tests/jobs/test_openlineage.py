@@ -181,6 +181,20 @@ def test_a_run_that_is_continued_is_the_same_run_and_a_retry_is_another(images: 
     assert last.run.runId != first.run.runId
 
 
+def test_an_update_is_a_run_after_the_one_that_it_continues(images: Path, site: Site) -> None:
+    assert segment(images, "--max-hours", "1e-9").exit_code == 3
+    (images / "new.png").write_bytes((images / "planted-000001.png").read_bytes())
+    assert segment(images, "--update", "--openlineage", site.url).exit_code == 0
+    assert types(site) == ["START", "COMPLETE", "START", "COMPLETE"]
+    whole, update = events(site)[1], events(site)[3]
+    assert [event.run.runId == whole.run.runId for event in events(site)] == [True, True, False, False]
+    for event, added, rows in ((whole, 3, 3), (update, 1, 4)):
+        assert event.inputs[0].inputFacets["inputStatistics"].rowCount == added
+        assert event.outputs[0].outputFacets["outputStatistics"].rowCount == rows
+    versions = [event.inputs[0].facets["version"].datasetVersion for event in (whole, update)]
+    assert versions[0] != versions[1], "another manifest"
+
+
 def test_a_run_that_fails_says_why(images: Path, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert segment(images, "--max-hours", "1e-9").exit_code == 3
     manifest = images.parent / "out" / "manifest.parquet"
