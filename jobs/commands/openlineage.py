@@ -5,6 +5,7 @@ The events are those of version 2-0-2 of its specification. The variables of the
 
 import contextlib
 import datetime
+import importlib.metadata
 import os
 import uuid
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from maskrcnn.pipeline.plan import Plan, read_run
 from maskrcnn.pipeline.success import read_success
 
 from ..driver.metrics import output_tag
-from ..driver.nodes import package_version
 from .plain_text import plain
 from .posting import Poster, check_server
 
@@ -112,7 +112,8 @@ class Lineage:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.poster: Final = Poster(url, OPTION, "server", headers)
         self._output = output
-        self._producer = f"pkg:generic/maskrcnn-ray@{package_version()}"
+        self._version = importlib.metadata.version("maskrcnn-ray")
+        self._producer = f"pkg:generic/maskrcnn-ray@{self._version}"
         self._common: dict[str, Any] | None = None
 
     def start(self, plan: Plan) -> None:
@@ -138,7 +139,7 @@ class Lineage:
         self._common = {
             "run": {
                 "runId": str(uuid.uuid5(uuid.NAMESPACE_URL, identity)),
-                "facets": self._facet("processing_engine", name="maskrcnn-ray", version=package_version()),
+                "facets": self._facet("processing_engine", name="maskrcnn-ray", version=self._version),
             },
             "job": {
                 "namespace": namespace,

@@ -37,8 +37,9 @@ from .driver_records import PROBES, read_drivers
 from .node_worker import Done
 from .planning import Request
 from .progress import Progress
+from .request_forecast import GET, requests_to_come
 from .run import left_of
-from .usage import GET, Usage, cpu_use, requests_to_come
+from .usage import Usage, cpu_use
 from .where_to_run import check_resources
 from .work import Work
 from .worker_spec import worker_spec

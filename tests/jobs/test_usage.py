@@ -16,7 +16,8 @@ from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.driver.usage import Meter, Usage, cpu_use, requests_to_come
+from maskrcnn_jobs.driver.request_forecast import requests_to_come
+from maskrcnn_jobs.driver.usage import Meter, Usage, cpu_use
 from planted_images import write_planted
 from s3_servers import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
