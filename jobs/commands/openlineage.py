@@ -132,7 +132,7 @@ class Lineage:
         if plan.generation == 1 or plan.grid_sha256 is None:
             rows = run["inputs"]["rows"] if plan.generation == 1 else plan.rows
             source["inputFacets"] = self._facet("inputStatistics", rowCount=rows)
-        weights = [] if run["model"]["uri"] is None else [self._weights(run["model"])]
+        weights = [] if run["model"].get("uri") is None else [self._weights(run["model"])]
         namespace = os.environ.get("OPENLINEAGE_NAMESPACE") or "default"
         job_type = {"processingType": "BATCH", "integration": "MASKRCNN_RAY", "jobType": "JOB"}
         identity = f"{storage.url}#{plan.created}#{plan.digest}#{plan.generation}"
@@ -182,9 +182,8 @@ class Lineage:
         sums = {field: sum(part[field] for part in parts) for field in ("rows", "bytes")}
         sizes = {"rowCount": sums["rows"], "size": sums["bytes"], "fileCount": len(parts)}
         facets: dict[str, Any] = {}
-        with contextlib.suppress(
-            RunError
-        ):  # the store failed after the run was complete, which is what counts
+        # If the store fails now, the run is complete nevertheless, and that is what counts.
+        with contextlib.suppress(RunError):
             fields = [_field(field) for field in read_schema(storage, parts[0]["path"])]
             facets = self._facet("schema", fields=fields)
         written = {"facets": facets, "outputFacets": self._facet("outputStatistics", **sizes)}
