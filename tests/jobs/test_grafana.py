@@ -1,6 +1,8 @@
 """`cluster/grafana.json`: a board that shows every metric of a run, by queries that Prometheus can answer."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import promql_parser
 import pytest
+import yaml
 from maskrcnn_jobs.driver.metrics import METRICS, exported_name
 
 BOARD = json.loads((Path(__file__).parents[2] / "cluster" / "grafana.json").read_text())
@@ -99,3 +102,58 @@ def test_every_panel_says_what_it_shows() -> None:
     for panel in PANELS:
         assert panel["title"]
         assert panel["description"].endswith(".")
+
+
+EACH_MINUTE = {
+    'images_total{output="RUN", status="ok", WorkerId="w"}': "0+60x10",
+    'images_total{output="RUN", status="failed", WorkerId="w"}': "0+6x10",
+    'failures_total{output="RUN", code="not_an_image", WorkerId="w"}': "0+6x10",
+    'stage_seconds_total{output="RUN", stage="wait", WorkerId="w"}': "0+12x10",
+    'stage_seconds_total{output="RUN", stage="model", WorkerId="w"}': "0+48x10",
+    'stage_seconds_total{output="RUN", stage="wall", WorkerId="w"}': "0+60x10",
+    'images_left{output="RUN", WorkerId="w"}': "660-66x10",
+    'eta_seconds{output="RUN", WorkerId="w"}': "600-60x10",
+    'cost{output="RUN", WorkerId="w"}': "0+3x10",
+}
+"""Metrics of a run of 660 images that takes ten minutes and costs 30, with a label of Ray's."""
+AFTER_FIVE_MINUTES = {
+    "Done": {'{output="RUN"}': 0.5},
+    "Time left": {'{output="RUN"}': 300},
+    "Cost so far": {'{output="RUN"}': 15},
+    "Cost at the end": {'{output="RUN"}': 30},
+    "Failed": {'{output="RUN"}': 1 / 11},
+    "Images by status": {'{status="ok"}': 1, '{status="failed"}': 0.1},
+    "Time by stage": {'{stage="wait"}': 0.2, '{stage="model"}': 0.8},
+    "The network waits for inputs": {'{output="RUN"}': 0.2},
+    "Failures by code": {'{code="not_an_image"}': 30},
+    "Repeated requests": {},
+}
+"""What panels show of it."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Prometheus, is not installed")
+def test_panels_show_what_is_true_of_the_chosen_run(tmp_path: Path) -> None:
+    """Prometheus's own evaluation, with a second run that is not chosen."""
+    series = [
+        {"series": f"ray_maskrcnn_{name}".replace("RUN", run), "values": values}
+        for run in ("chosen", "other")
+        for name, values in EACH_MINUTE.items()
+    ]
+    queries = {panel["title"]: panel["targets"][0]["expr"] for panel in PANELS}
+    expected = [
+        {
+            "expr": queries[title].replace("$output", "chosen").replace("$__rate_interval", "2m"),
+            "eval_time": "5m",
+            "exp_samples": [
+                {"labels": labels.replace("RUN", "chosen"), "value": value} for labels, value in shown.items()
+            ],
+        }
+        for title, shown in AFTER_FIVE_MINUTES.items()
+    ]
+    test = {"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": expected}]}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
+    run = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
