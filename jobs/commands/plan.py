@@ -109,6 +109,15 @@ def _options(settings: dict[str, int]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
 
 
+def _use(forecast: "Forecast") -> str:
+    """Return the use of the machines, and the requests to come, in one line."""
+    shares = {"CPUs": forecast.cpu_use, "GPUs": forecast.gpu_use}
+    uses = [f"{share:.0%} of the {name}" for name, share in shares.items() if share is not None]
+    counts = [f"{count:,} {method}" for method, count in forecast.requests.items() if count]
+    requests = f"about {', '.join(counts)}" if counts else "none"
+    return f"used: {' and '.join(uses) or 'not known'}; requests to stores to come: {requests}"
+
+
 def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
     """Return a forecast in lines for a person."""
     unit, rows = forecast.unit, forecast.rows
@@ -121,6 +130,7 @@ def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
         f"each {unit}: {stages}; the network waits for {forecast.waiting:.0%} of the time",
         f"to come: {plural(rows, unit)}, about {plural(round(forecast.instances * rows), 'instance')} and "
         f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB of tables, COCO JSON apart",
+        _use(forecast),
         f"a shard takes {duration(forecast.shard_s)}, and is computed again if its machine is lost (--shard-images)",
         f"from the command to the end: {duration(forecast.seconds)}, of which {duration(forecast.start_s)} to start",
     ]

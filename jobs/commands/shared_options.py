@@ -254,6 +254,21 @@ notify_option = click.option(
 )
 
 
+def _checked_lineage(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    from .openlineage import check_lineage_server
+
+    return None if url is None else check_lineage_server(url)
+
+
+openlineage_option = click.option(
+    "--openlineage",
+    metavar="URL",
+    envvar="OPENLINEAGE_URL",
+    callback=_checked_lineage,
+    help="Post the begin and the end of the run, its inputs and its tables to this server as events of OpenLineage.",
+)
+
+
 def run_request(source: str, output: str, options: dict[str, Any], coco: str) -> "Request":
     """Take the options of `inference_options` out of a command's options; return the run that they request.
 

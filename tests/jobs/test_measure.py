@@ -10,10 +10,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
+from maskrcnn_jobs.driver import measure
 from maskrcnn_jobs.driver.measure import sample_rows
 from maskrcnn_jobs.driver.where_to_run import usable_cpus
 from planted_images import write_planted
 
+from maskrcnn.io.parquet import File
+from maskrcnn.pipeline.plan import Plan
+from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.synthetic.scenes import write_mosaic
 
 SLEEP_S = 0.02
@@ -56,6 +60,9 @@ def test_a_forecast_follows_from_the_sample(photos, tmp_path):
     assert forecast["images_per_s"] <= 40 / 30 * usable_cpus() / SLEEP_S
     assert forecast["eta_s"] > forecast["start_s"] + 40 / forecast["images_per_s"]
     assert forecast["shard_s"] == pytest.approx(16 * 40 / 48 / forecast["images_per_s"], rel=0.02, abs=0.06)
+    assert 0 < forecast["cpu_use"] <= 1
+    assert forecast["gpu_use"] is None, "there is none"
+    assert forecast["requests"] == {"GET": 0, "LIST": 0, "PUT": 0}, "files are no objects"
     assert forecast["cost"] == pytest.approx(forecast["eta_s"] / 100, abs=1e-3)
     assert forecast["input_bytes"] == sum(
         path.stat().st_size for path in photos.iterdir() if path.suffix != ".json"
@@ -107,6 +114,7 @@ def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     assert result.exit_code == 0
     assert "measured 8 images in" in result.stdout
     assert "limited by the " in result.stdout
+    assert "% of the CPUs; requests to stores to come: none" in result.stdout
     assert "from the command to the end:" in result.stdout.splitlines()[-1]
 
 
@@ -141,6 +149,31 @@ def test_what_cannot_be_forecast_is_refused_before_anything_is_written(photos, t
     assert refused.exit_code == 2
     assert why in refused.output.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def receipt(number: int, waited_s: float, device: str) -> Receipt:
+    """Return the receipt of a shard of ten images that took ten seconds."""
+    file = File("", "", 100, 10)
+    timings = dict.fromkeys(("fetch", "decode", "model", "encode", "write"), 0.0)
+    timings |= {"wall": 10.0, "wait": waited_s}
+    counts = {"ok": 10, "empty": 0, "failed": 0, "instances": 20}
+    execution = {"node": "a", "pid": 1, "device": device}
+    return Receipt(
+        *(f"1-{number:08d}", "a", 10 * number, 10 * number + 10, file, file, counts, {}, timings, execution)
+    )
+
+
+@given(st.lists(st.floats(0, 10), min_size=3, max_size=6), st.sampled_from(["cpu", "cuda:0"]))
+def test_a_gpu_is_used_while_the_network_does_not_wait(waited: list[float], device: str) -> None:
+    """The first shard does not count: the model warmed up, and nothing had been fetched ahead."""
+    plan = Plan(1, 100, 10, "", "", "")
+    receipts = [receipt(number, seconds, device) for number, seconds in enumerate(waited)]
+    forecast = measure._forecast(
+        receipts, plan, 100, 1, 60.0, 1.0, None, measure._Used([], 0, in_store=False)
+    )
+    share = None if device == "cpu" else pytest.approx(1 - sum(waited[1:]) / (10 * (len(waited) - 1)))
+    assert forecast.gpu_use == share
+    assert forecast.cpu_use is None, "no worker reported its CPU time"
 
 
 rows = st.lists(
