@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 from chaos.cluster import kill_node
-from commandline import maskrcnn_command, parts
+from commandline import parts
 from hypothesis import given
 from hypothesis import strategies as st
 from local import LocalCluster
 from maskrcnn_jobs.driver.draining import ASK_EVERY_S, MARGIN_S, Drains, tasks_in_time
 from planted_images import write_planted
+
+import maskrcnn
 
 SIZES = st.lists(st.integers(1, 20), max_size=3)
 SECONDS = st.floats(0, 100)
@@ -77,17 +79,26 @@ def test_a_node_that_gets_a_sigterm_hands_its_shards_back_at_once(
     """As Kubernetes ends a pod. No shard ends in what is left to the node, and none of its workers has failed."""
     images, receipts = tmp_path / "images", tmp_path / "run" / "receipts"
     write_planted(images, 60, seed=3)
-    options = ["--shard-images", "4"]
-    whole = maskrcnn_command("segment", str(images), str(tmp_path / "whole"), "--model", "planted", *options)
-    assert whole.returncode == 0, whole.stderr
+    maskrcnn.segment_collection(images, tmp_path / "whole", model="planted", shard_images=4)
     monkeypatch.setenv("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", str(MARGIN_S))
     nodes = [ray_cluster.add_node(cpus=3)]  # the only one on which there is room for three threads
-    options += ["--threads", "3", "--actors", "1", "--device", "cpu", "--address", ray_cluster.address]
+    options = [
+        "--shard-images",
+        "4",
+        "--threads",
+        "3",
+        "--actors",
+        "1",
+        "--device",
+        "cpu",
+        "--address",
+        ray_cluster.address,
+    ]
     try:
         with subprocess.Popen(
             [
                 *(sys.executable, "-m", "maskrcnn_jobs", "segment", str(images), str(tmp_path / "run")),
-                *("--model", "planted:0.1", *options),
+                *("--model", "planted:0.1", "--address", ray_cluster.address, *options),
             ],
             env=os.environ | ray_cluster.environment,
             stderr=subprocess.PIPE,
