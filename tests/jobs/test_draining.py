@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.cluster import kill_node
 from commandline import parts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,7 +110,7 @@ def test_a_node_that_gets_a_sigterm_hands_its_shards_back_at_once(
             _, said = process.communicate(timeout=120)
     finally:
         for node in nodes:
-            kill_node(node)
+            node.stop()
     assert process.returncode == 0, said
     [back] = re.findall(r"node \S+ is draining, with \d s left: shards? (.+) (?:is|are) handed back", said)
     assert "an actor ended" not in said
