@@ -37,7 +37,7 @@ from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, missing_node, pack
 from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
 from .ray_errors import condense
-from .slot import Slot
+from .slot import Slot, to_end
 from .work import Work
 
 log = logging.getLogger("maskrcnn")
@@ -177,12 +177,10 @@ class Scheduler:
 
     def _make_fresh(self) -> None:
         """End an idle actor if an image waits for a fresh process and no actor is fresh or starting."""
-        waiting = any(isolation.needs_fresh_process for isolation in self._retries)
-        if not waiting or any(not slot.ready or slot.fresh for slot in self._slots):
-            return
-        idle = next((slot for slot in self._slots if not slot.queue), None)
-        if idle is not None:
-            self._remove(idle)
+        if any(isolation.needs_fresh_process for isolation in self._retries):
+            idle = to_end(self._slots, time.monotonic())
+            if idle is not None:
+                self._remove(idle)
 
     def _remove(self, slot: Slot) -> None:
         self._slots.remove(slot)

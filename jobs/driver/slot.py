@@ -5,11 +5,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from .draining import tasks_in_time
 from .poison_isolation import Task
 from .progress import duration
+
+START_S: Final = 60.0
+"""An actor that takes longer to start has no place on the nodes that are there, or a very large model."""
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Slot:
     """Seconds for each image of the shard that it finished last."""
     draining: bool = False
     """Whether its node will be taken away, so that it gets no further tasks."""
+    created: float = field(default_factory=time.monotonic)
+    """When it was requested, likewise."""
 
     def tasks_in_time(self, left_s: float) -> int:
         """Return the number of its tasks that should end within some seconds."""
@@ -60,6 +65,21 @@ class Slot:
         finished = _shards([task for _, task in self.queue], "finished there")
         handed_back = _shards(back, "handed back")
         return f"{left}: " + ("; ".join(filter(None, [finished, handed_back])) or "its actor ends")
+
+
+def to_end(slots: Sequence[Slot], now: float) -> Slot | None:
+    """Return an idle actor to end, so that an image that needs a fresh process gets one in its place.
+
+    Args:
+        slots: all actors.
+        now: monotonic seconds.
+
+    Returns:
+        None: an actor is fresh, or may be once it has started, or none is idle.
+    """
+    # What was requested long ago waits for a place, as after the loss of a node.
+    coming = any(slot.fresh if slot.ready else now - slot.created < START_S for slot in slots)
+    return None if coming else next((slot for slot in slots if slot.ready and not slot.queue), None)
 
 
 def _shards(tasks: Sequence[Task], what: str) -> str:
