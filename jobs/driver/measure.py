@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import RunError
+from maskrcnn.config import ResourceConfig, default_shard_images
+from maskrcnn.errors import RunError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores.request_count import take_requests
 from maskrcnn.io.url import Url
@@ -35,7 +35,7 @@ from maskrcnn.pipeline.receipts import RECEIPTS, Receipt, read_receipt
 
 from .driver_records import PROBES, read_drivers
 from .node_worker import Done
-from .planning import Request
+from .planning import Request, is_begun, prepare
 from .progress import Progress
 from .request_forecast import GET, requests_to_come
 from .run import left_of
@@ -252,6 +252,34 @@ def measure_each(
         chosen = dataclasses.replace(resources, **settings)  # type: ignore[arg-type]
         forecasts.append((settings, measure(request, plan, chosen, address, count)))
     return forecasts
+
+
+def sized(request: Request, plan: Plan, forecast: Forecast) -> tuple[Plan, Forecast]:
+    """Plan anew with shards of the size that `reclaim_minutes` asks for at the measured pace.
+
+    A run that has begun keeps its shards.
+
+    Args:
+        request: the run, with `reclaim_minutes`.
+        plan: its plan.
+        forecast: by a sample of it.
+
+    Returns:
+        The plan that is in effect, and the forecast for it.
+
+    Raises:
+        RunError, UsageError: as `planning.prepare`.
+    """
+    storage = Storage(request.output)
+    images = read_run(storage)["inputs"]["rows"]
+    image_s = forecast.actors / forecast.rate * plan.rows / images
+    size = default_shard_images(images, request.reclaim_minutes, image_s)
+    if size != plan.shard_images:
+        if plan.generation > 1 or is_begun(storage):
+            log.info("the run has begun: its shards keep their %s", plural(plan.shard_images, "image"))
+        else:
+            plan = prepare(dataclasses.replace(request, shard_images=size))
+    return plan, dataclasses.replace(forecast, shard_rows=plan.rows / len(plan))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import LimitReachedError, RunError, plural
@@ -19,7 +19,7 @@ from maskrcnn.pipeline.success import RunAll, finished
 from maskrcnn.visualization.run_report import write_report
 
 from .driver_records import PROBES, read_drivers, remove_ended
-from .planning import Request, mark_begun, output_storage, prepare, prepare_update, resumable
+from .planning import FORECAST, Request, mark_begun, output_storage, prepare, prepare_update, resumable
 from .progress import Progress, Watcher, duration
 from .where_to_run import Left, check_resources
 from .work import Work
@@ -219,10 +219,6 @@ def run_shards(
     if time.monotonic() >= until:
         _check_all_done(storage, plans, plan.unit, resources)
     return None if done else time.monotonic() - started
-
-
-FORECAST: Final = "forecast.json"
-"""What `maskrcnn plan --measure` expected, in the run's directory."""
 
 
 def forecast_rate(storage: Storage, unit: str) -> float | None:

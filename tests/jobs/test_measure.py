@@ -1,6 +1,7 @@
 """`maskrcnn plan --measure`: a sample is computed as the run would be, discarded, and says what the run will take."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,34 @@ def test_settings_are_compared_by_measuring_each(photos, tmp_path):
     assert "the fastest: --batch-size" in text
 
 
+@pytest.mark.slow
+def test_shards_follow_the_measured_pace_where_machines_are_taken_away(photos, tmp_path, caplog):
+    options = (photos, tmp_path / "out", "--model", f"planted:{SLEEP_S}")
+    assert command("plan", *options, "--reclaim-minutes", 0.06).exit_code == 0
+    plan = tmp_path / "out" / "plan.json"
+    assert json.loads(plan.read_text())["shard_images"] == 1  # of at most 0.072 s, if an image takes 2 s
+    measured = (*options, "--no-ray", "--json", "--measure", 20, "--reclaim-minutes")
+    for minutes in (0.06, 6):
+        facts = json.loads(command("plan", *measured, minutes).stdout)
+        image_s = facts["forecast"]["actors"] / facts["forecast"]["images_per_s"]
+        assert json.loads(plan.read_text())["shard_images"] == facts["shard_images"]
+        by_pace = 60 * minutes / 50 / image_s
+        assert facts["shard_images"] == pytest.approx(min(by_pace, 16), rel=0.01, abs=1)
+        assert facts["shards"] == math.ceil(40 / facts["shard_images"])
+        assert facts["forecast"]["shard_s"] <= 60 * minutes / 50 + 0.1
+    run = command("segment", *options, "--no-ray", "--reclaim-minutes", 0.06)
+    assert run.exit_code == 1  # a quarter of the images is broken, and a run that is planned keeps its shards
+    assert len(list((tmp_path / "out" / "receipts").iterdir())) == 3
+    assert json.loads(command("plan", *measured, 0.06).stdout)["shard_images"] == 16
+    assert "the run has begun: its shards keep their 16 images" in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        (["--reclaim-minutes", "0"], "--reclaim-minutes must be above 0, not 0"),
+        (["--reclaim-minutes", "nan"], "--reclaim-minutes must be above 0, not nan"),
+        (["--reclaim-minutes", "9", "--shard-images", "3"], "leave out --shard-images"),
         (["--price", "2/h"], "add --measure"),
         (["--compare", "threads=1,2"], "add --measure"),
         (
