@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError
-from ..io.parquet import Part, read_table
+from ..io.parquet import Part, RowsInOrder, read_table
 from ..io.storage import Storage
 from ..pipeline.carried_columns import carried_names
 from ..pipeline.success import parts_of
@@ -38,6 +39,8 @@ _IMAGE: Final = [
 _FOUND: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
 _HEAVY: Final = ("segmentation", "frame")
 """Columns of `instances` that conditions cannot use."""
+BLOCK_ROWS: Final = 2**17
+"""Images and instances in which conditions are evaluated at once, plus those of one more image."""
 _HELD_GROUPS: Final = 3
 """Row groups cached per table; images requested slightly out of order need more than one."""
 
@@ -179,13 +182,21 @@ class RunReader:
             yield values
 
     def tables(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-        """Yield the first row, all of `images`, and `instances` without masks, one part at a time."""
+        """Yield consecutive images, about `BLOCK_ROWS` of them and their instances at a time.
+
+        Each with the first of their rows, all columns of `images`, and those of `instances` without masks.
+        """
         columns = [name for name in INSTANCES.names if name not in _HEAVY]
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
-            with reading(self.storage, part.images, part.instances):
-                instances = read_table(self.storage, part.instances, columns)
-                images = read_table(self.storage, part.images)
-            yield first, images, instances
+            with reading(self.storage, part.images, part.instances), ExitStack() as stack:
+                files = _opened(stack, self.storage, part)
+                counts = checked_counts(self.storage.url, part, *files)
+                images, instances = (
+                    RowsInOrder(file, names) for file, names in zip(files, (None, columns), strict=True)
+                )
+                for start, stop in pairwise(_cuts(counts + 1)):
+                    of_block = int(counts[start:stop].sum())
+                    yield first + start, images.take(stop - start), instances.take(of_block)
 
     def _part(self, part: Part) -> "_OpenPart":
         if self._open is None or (self._open.part is not part and self._open.part != part):
@@ -257,10 +268,7 @@ class _OpenPart:
     def __init__(self, storage: Storage, part: Part) -> None:
         self.part = part
         with reading(storage, part.images, part.instances), ExitStack() as stack:
-            images, instances = (
-                stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
-                for path in (part.images, part.instances)
-            )
+            images, instances = _opened(stack, storage, part)
             self.images = _Groups(images, _IMAGE)
             self.instances = _Groups(instances, _FOUND)
             counts = checked_counts(storage.url, part, images, instances)
@@ -270,6 +278,21 @@ class _OpenPart:
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
+
+
+def _opened(stack: ExitStack, storage: Storage, part: Part) -> tuple[pq.ParquetFile, pq.ParquetFile]:
+    """Open the images and the instances of a part until the stack is closed."""
+    images, instances = (
+        stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
+        for path in (part.images, part.instances)
+    )
+    return images, instances
+
+
+def _cuts(sizes: NDArray[np.int64]) -> list[int]:
+    """Return where to cut consecutive images of given sizes into blocks of about `BLOCK_ROWS`, from 0 to their end."""
+    block = (np.cumsum(sizes) - sizes) // BLOCK_ROWS
+    return [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(sizes)]
 
 
 # Selection
@@ -352,7 +375,7 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
     """Return the first images that match a condition in SQL, with the matching instances.
 
     The condition may use the columns of `images` and `instances` except masks; an image without detections has null in
-    those of `instances`. It is evaluated part by part, in an in-memory database that can access nothing else.
+    those of `instances`. It is evaluated block by block, in an in-memory database that can access nothing else.
 
     Args:
         reader: of the run.
@@ -375,13 +398,13 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
         statements = duckdb.extract_statements(query)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UsageError(f"--where takes one condition, an expression as after WHERE, not {condition!r}")
-        for first, images, instances in reader.tables():
-            with duckdb.connect(":memory:", config=_CLOSED) as connection:
+        with duckdb.connect(":memory:", config=_CLOSED) as connection:
+            connection.execute("SET lock_configuration = true")
+            for first, images, instances in reader.tables():
                 rows = pa.array(np.arange(first, first + len(images)))
                 numbered = _distinct(images).append_column("image_row", rows)
                 connection.register("images", numbered)
                 connection.register("instances", instances)
-                connection.execute("SET lock_configuration = true")
                 answer = connection.execute(query)
                 while some := answer.fetchmany(10_000):
                     for row, instance in some:
