@@ -86,6 +86,8 @@ class ImageDiff:
     @property
     def weight(self) -> float:
         """Amount of difference, by which images are chosen for pictures."""
+        if not len(self.changed):
+            return 0.0
         moved = self.kinds == MOVED
         whole = np.isin(self.kinds, (RELABELLED, APPEARED, VANISHED)).sum()
         return float(whole + (1 - self.iou[moved]).sum() + 0.01 * (self.kinds == RESCORED).sum())
@@ -171,8 +173,7 @@ class Comparison:
         found_a, numbers_a = self._found(self._a, a, 0)
         found_b, numbers_b = self._found(self._b, b, 1)
         pairs, kinds = compare_instances(found_a, found_b, self.rules)
-        vanished = np.setdiff1d(np.arange(len(found_a)), pairs.a)
-        appeared = np.setdiff1d(np.arange(len(found_b)), pairs.b)
+        vanished, appeared = _others(len(found_a), pairs.a), _others(len(found_b), pairs.b)
         none_a, none_b = np.full(len(vanished), -1, np.int64), np.full(len(appeared), -1, np.int64)
         rest = np.repeat(np.array([VANISHED, APPEARED], np.int8), [len(vanished), len(appeared)])
         return ImageDiff(
@@ -227,6 +228,13 @@ class Comparison:
             yield self._a.image(row), self._b.image(other) if both else None
         for row in np.flatnonzero(~np.isin(theirs, ours)).tolist():
             yield None, self._b.image(row)
+
+
+def _others(count: int, taken: Ints) -> Ints:
+    """Return the numbers below `count` that are not taken, ascending."""
+    free = np.ones(count, np.bool_)
+    free[taken] = False
+    return np.flatnonzero(free)
 
 
 def _base(name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..io.parquet import write_tables
+from ..io.parquet import BATCH_ROWS, write_tables
 from ..io.storage import Storage
 from ..types import Detections
 from .diff import Comparison, ImageDiff, Tally
@@ -66,6 +66,7 @@ def compare_runs(
     tally = Tally(comparison.categories)
     most: list[tuple[float, int, tuple[ImageRow, ImageRow]]] = []
     rows: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
 
     def changed() -> Iterator[pa.Table]:
         for number, image in enumerate(comparison):
@@ -76,6 +77,9 @@ def compare_runs(
                     heapq.heappop(most)
             if output is not None:
                 rows.extend(_image_row(image))
+                if len(rows) >= BATCH_ROWS:  # a table takes a tenth of the memory of its rows
+                    tables.append(pa.Table.from_pylist(rows, IMAGES))
+                    rows.clear()
                 if len(image.changed):
                     yield _instance_rows(image, comparison.categories)
 
@@ -84,7 +88,7 @@ def compare_runs(
             pass
     else:
         write_tables(output, "diff.parquet", INSTANCES, changed())
-        write_tables(output, "images.parquet", IMAGES, [pa.Table.from_pylist(rows, IMAGES)])
+        write_tables(output, "images.parquet", IMAGES, [*tables, pa.Table.from_pylist(rows, IMAGES)])
     return tally, [entry[2] for entry in sorted(most, key=lambda entry: (-entry[0], -entry[1]))]
 
 
