@@ -1,5 +1,6 @@
 """The ground truth cut by the run's parts, in files beside the run that tasks anywhere can read."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..formats.coco_reader import CocoImages
-from ..io.parquet import Part, read_table, write_table
+from ..io.parquet import BATCH_ROWS, Part, read_table, write_tables
 from ..io.storage import Storage
 from .alignment import PairedCategories, PairedImages
 from .evaluate_part import SHARE, Task
@@ -52,17 +53,38 @@ class Shares:
         category = categories.of_ground_truth[annotations["category"].to_numpy()]
         rows[category < 0] = -1
         by_row = np.argsort(rows, kind="stable")  # within an image, in the order of the file
+        batches = annotations.to_batches()
         first = 0
         for task in self.tasks:
             stop = first + task.part.n_images
             chosen = by_row[slice(*np.searchsorted(rows, [first, stop], sorter=by_row))]
-            share = annotations.take(pa.array(chosen))
-            own = {"row": pa.array(rows[chosen] - first), "category": pa.array(category[chosen])}
-            columns = [own[name] if name in own else share[name] for name in SHARE.names]
-            write_table(self._storage, task.share, pa.table(columns, schema=SHARE))
+            pieces = (chosen[at : at + BATCH_ROWS] for at in range(0, len(chosen), BATCH_ROWS))
+            share = (_share_of(batches, some, rows[some] - first, category[some]) for some in pieces)
+            write_tables(self._storage, task.share, SHARE, share)
             first = stop
 
     def read(self, number: int, row: int) -> pa.Table:
         """Return the rows of one image of a part, `SHARE`."""
         share = read_table(self._storage, self.tasks[number].share)
         return share.filter(pc.field("row") == row)
+
+
+def _share_of(
+    annotations: Sequence[pa.RecordBatch],
+    chosen: NDArray[np.intp],
+    rows: NDArray[np.int64],
+    category: NDArray[np.int32],
+) -> pa.Table:
+    """Return chosen annotations as rows of `SHARE`; masks are copied, so a few thousand at a time."""
+    order = np.argsort(chosen)
+    ends = np.cumsum([len(batch) for batch in annotations])
+    cuts = np.searchsorted(chosen[order], [0, *ends])
+    taken = []
+    # Not one `take` from all: it would join the masks of all first.
+    for batch, end, (low, high) in zip(annotations, ends, itertools.pairwise(cuts), strict=True):
+        if high > low:
+            taken.append(batch.take(pa.array(chosen[order[low:high]] - (end - len(batch)))))
+    share = pa.Table.from_batches(taken).take(pa.array(np.argsort(order)))
+    own = {"row": pa.array(rows), "category": pa.array(category)}
+    columns = [own[name] if name in own else share[name] for name in SHARE.names]
+    return pa.table(columns, schema=SHARE)
