@@ -97,6 +97,8 @@ def compare_range(task: RangeTask, numbered: tuple[int, ImageRange]) -> RangeDif
         tally = Tally(comparison.categories)
 
         def changed() -> Iterator[pa.Table]:
+            # Tables of single images would take many times the memory of their rows.
+            columns: dict[str, list[Any]] = {name: [] for name in INSTANCES.names}
             for place, image in enumerate(comparison.images(within)):
                 tally.add(image)
                 if image.a is not None and image.b is not None and image.weight:
@@ -109,7 +111,12 @@ def compare_range(task: RangeTask, numbered: tuple[int, ImageRange]) -> RangeDif
                         tables.append(pa.Table.from_pylist(rows, IMAGES))
                         rows.clear()
                     if len(image.changed):
-                        yield _instance_rows(image, comparison.categories)
+                        for name, values in _instance_rows(image, comparison.categories).items():
+                            columns[name] += values
+                    if len(columns["name"]) >= BATCH_ROWS:
+                        yield pa.Table.from_pydict(columns, INSTANCES)
+                        columns = {name: [] for name in INSTANCES.names}
+            yield pa.Table.from_pydict(columns, INSTANCES)
 
         if task.output is None:
             for _ in changed():
@@ -189,11 +196,12 @@ def _image_row(image: ImageDiff) -> list[dict[str, Any]]:
     return [one | dict(zip(KINDS, counts, strict=True))]
 
 
-def _instance_rows(image: ImageDiff, categories: tuple[str, ...]) -> pa.Table:
+def _instance_rows(image: ImageDiff, categories: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Return the instances of an image that are not the same, by column of `INSTANCES`."""
     changed = image.changed
     a, b = image.a, image.b
     kinds = image.kinds[changed]
-    columns: dict[str, Any] = {
+    columns: dict[str, list[Any]] = {
         "name": [image.name] * len(changed),
         "image_id_a": [a and a.image_id] * len(changed),
         "image_id_b": [b and b.image_id] * len(changed),
@@ -206,8 +214,9 @@ def _instance_rows(image: ImageDiff, categories: tuple[str, ...]) -> pa.Table:
         here = [row if row >= 0 else None for row in rows.tolist()]
         columns |= _side(found, here, numbers, categories, run) if found is not None else {}
     matched = (image.rows_a[changed] >= 0) & (image.rows_b[changed] >= 0)
-    columns["iou"] = pa.array(image.iou[changed].astype(np.float32), mask=~matched)
-    return pa.table([pa.array(columns[f.name], f.type) for f in INSTANCES], schema=INSTANCES)
+    iou = zip(image.iou[changed].astype(np.float32).tolist(), matched.tolist(), strict=True)
+    columns["iou"] = [value if both else None for value, both in iou]
+    return columns
 
 
 def _side(
