@@ -137,7 +137,11 @@ class Comparison:
     def runs(self) -> tuple[Run, Run]:
         """Both runs, without the list of their receipts, which grows with them and is not needed."""
         of_a, of_b = (
-            replace(reader.run, success={k: v for k, v in reader.run.success.items() if k != "receipts"})
+            Run(
+                reader.storage.url,  # absolute, for tasks that work in other folders
+                reader.run.info,
+                {name: value for name, value in reader.run.success.items() if name != "receipts"},
+            )
             for reader in (self._a, self._b)
         )
         return of_a, of_b
