@@ -122,6 +122,7 @@ def segment_collection(
     threads: int | None = None,
     dtype: str | None = None,
     strict: bool = False,
+    update: bool = False,
     **inference: Any,
 ) -> "Run":
     """Do in this process what `maskrcnn segment SOURCE OUTPUT --no-ray` does; continue OUTPUT if it is unfinished.
@@ -143,6 +144,7 @@ def segment_collection(
         threads: CPUs per image; None: 1.
         dtype: of the convolutions; None: float32 on the CPU, float16 on CUDA.
         strict: whether it is an error that a listing finds files that are no inputs.
+        update: list the inputs again if the run is finished, and process what was added or changed since.
         inference: other fields of `config.InferenceConfig`: `min_score`, `max_detections`, `categories`, `limit`,
             `window`, `overlap`, `bands`, `scale`, `assume_crs`, `alpha`, `max_windows`, `allow_http`, `tta`,
             `image_column`, `sidecars`, and `model_args`, the arguments of the factory of a network of your own.

@@ -50,6 +50,19 @@ SKIPPED: Final = pa.schema(
 )
 """One row per file that a listing found and that is no input."""
 
+RETIRED: Final = pa.schema(
+    [
+        _field("row", pa.int64()),
+        _field("image_id", pa.int64()),
+        _field("name", pa.string()),
+        _field("uri", pa.string()),
+        _field("reason", pa.string()),
+        _field("generation", pa.int32()),
+    ],
+    metadata=METADATA,
+)
+"""One row per row of the manifest that no longer counts since an update found its input `changed` or `vanished`."""
+
 PLACE: Final = pa.field(
     "place_in_archive",
     pa.struct(

@@ -1,5 +1,6 @@
 """The command `maskrcnn segment`: plan or resume, process the shards, write the tables."""
 
+import dataclasses
 from typing import Any
 
 import click
@@ -22,6 +23,12 @@ from .summary import conclude, summary_line
 @click.command()
 @click.argument("input")
 @click.argument("output")
+@click.option(
+    "--update",
+    is_flag=True,
+    help="If OUTPUT is finished, list INPUT again and process what was added or changed since; what vanished leaves "
+    "the tables.",
+)
 @inference_options
 @cluster_options
 @coco_option
@@ -31,6 +38,7 @@ from .summary import conclude, summary_line
 def segment(
     input: str,  # noqa: A002 (the argument's name in --help)
     output: str,
+    update: bool,
     coco: str,
     address: str | None,
     max_failure_rate: float,
@@ -49,6 +57,7 @@ def segment(
     from ..driver.run import run_segment
 
     request, resources = run_request(input, output, options, coco), ResourceConfig(**options)
+    request = dataclasses.replace(request, update=update)
     with reported(output, resources, notify, max_failure_rate) as end:
         success = run_segment(request, resources, address, [end])
         end.finished(summary_line(success["counts"], output), success)

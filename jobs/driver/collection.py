@@ -42,6 +42,7 @@ def segment_collection(
     threads: int | None,
     dtype: str | None,
     strict: bool,
+    update: bool,
     **inference: Any,
 ) -> Run:
     """Do what `maskrcnn.segment_collection` says, whose arguments these are.
@@ -91,6 +92,7 @@ def segment_collection(
         images_root,
         coco,
         _checked("strict", strict, bool),
+        _checked("update", update, bool),
     )
     resources = ResourceConfig(device, batch_size, dtype, threads, ray=False)
     run_segment(request, resources, None)

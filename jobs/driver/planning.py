@@ -11,9 +11,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskrcnn.config import InferenceConfig, ShardingConfig, default_shard_images, settings_of
@@ -28,10 +27,10 @@ from maskrcnn.models.networks import check_tta
 from maskrcnn.models.own.own_segmenter import Planned, check_planned
 from maskrcnn.models.registry import ModelCard, category_ids_named, describe_model, needs_download
 from maskrcnn.pipeline.list_inputs import Inputs, read_inputs
-from maskrcnn.pipeline.manifest_file import FILE_NAME as MANIFEST
-from maskrcnn.pipeline.manifest_file import SKIPPED_NAME, read_skipped, write_manifest, write_skipped
+from maskrcnn.pipeline.manifest_file import SKIPPED_NAME, write_manifest, write_skipped
 from maskrcnn.pipeline.plan import (
     GRID_PREFIX,
+    MANIFEST,
     PLAN,
     RUN,
     Plan,
@@ -43,16 +42,15 @@ from maskrcnn.pipeline.plan import (
     run_digest,
     write_run,
 )
+from maskrcnn.pipeline.plan_update import plan_update
 from maskrcnn.pipeline.plan_windows import check_options, plan_windows
 from maskrcnn.pipeline.setting_differences import differences
 from maskrcnn.schema import SCHEMA_VERSION
 
 from .driver_records import PROBES, record_driver
+from .skipped_files import log_skipped, refuse_planned_skips, refuse_skipped
 
 log = logging.getLogger("maskrcnn")
-
-_SHOWN_KINDS: Final = 6
-"""Kinds of skipped files in one message."""
 
 
 def absolute(name: str) -> str:
@@ -78,6 +76,8 @@ class Request:
     coco_mode: str = "auto"
     strict: bool = False
     """Whether it is an error that a listing finds files that are no inputs."""
+    update: bool = False
+    """Whether the inputs of a finished run are listed again, and what is new is processed."""
 
     def __post_init__(self) -> None:
         if self.images_root and "://" not in self.images_root:
@@ -144,14 +144,33 @@ def prepare(request: Request) -> Plan:
     else:
         ours = False
         if request.strict:
-            _refuse_planned_skips(request, storage)
+            refuse_planned_skips(request.source, storage)
     if not ours:
-        what = "plan" if plan.generation == 1 else f"retry (generation {plan.generation})"
+        what = plan.kind if plan.generation == 1 else f"{plan.kind} (generation {plan.generation})"
         log.info(
             "resuming the %s of %s: %s, not listed again", what, plan.created, plural(plan.rows, plan.unit)
         )
     if card.notice:
         log.warning("%s", card.notice)
+    return plan
+
+
+def prepare_update(request: Request) -> Plan | None:
+    """Plan what is new among the inputs of a finished run, as `prepare` found it; None if nothing is.
+
+    Raises:
+        UsageError: the inputs cannot be listed, or have other columns than those of the run; `maskrcnn gc` removed the
+            shards.
+        RunError: as `prepare`.
+    """
+    storage = output_storage(request.output)
+    inputs = _list_inputs(request)
+    if request.strict:
+        refuse_skipped(request.source, inputs.skipped)
+    log_skipped(inputs)
+    plan = plan_update(storage, read_plans(storage), read_run(storage), inputs, request.inference)
+    if plan is not None:
+        log.info("planned an update of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
     return plan
 
 
@@ -200,8 +219,8 @@ def _create_plan(
     check_writable(storage)
     inputs = _list_inputs(request) if inputs is None else inputs
     if request.strict:
-        _refuse_skipped(request, inputs.skipped)
-    _log_skipped(inputs)
+        refuse_skipped(request.source, inputs.skipped)
+    log_skipped(inputs)
     shard_images = request.shard_images
     sharding = ShardingConfig(
         default_shard_images(len(inputs.table)) if shard_images is None else shard_images
@@ -302,7 +321,13 @@ def _changes(request: Request, storage: Storage, plan: Plan, card: ModelCard) ->
     shard_images = planned_size if request.shard_images is None else request.shard_images
     settings = settings_of(request.inference, ShardingConfig(shard_images))
     source, source_sha256 = source_of(request.source, request.inference.image_column)
-    planned = _facts(run["inputs"], run["model"])
+    listed = run["inputs"]
+    if plan.manifest != MANIFEST:
+        updates = [each.update for each in read_plans(storage) if each.update is not None]
+        listed |= {"source_sha256": updates[-1].source_sha256}
+    planned = _facts(listed, run["model"])
+    if request.update:  # the source may have changed, for which it is listed again
+        source_sha256 = listed["source_sha256"]
     inputs = {"source": source, "source_sha256": source_sha256, "images_root": request.images_root}
     requested = _facts(inputs, _model_entry(card))
     return differences(run["settings"], settings) + differences(planned, requested)
@@ -380,35 +405,6 @@ def _weights_facts(model: dict[str, Any]) -> dict[str, Any]:
         return {"weights (sha256)": model["sha256"]}
     code = {"code (sha256)": own.get("code_sha256"), "package": own.get("package")}
     return code | {f"{name} (sha256)": digest for name, digest in own.get("files", {}).items()}
-
-
-def _log_skipped(inputs: Inputs) -> None:
-    if inputs.skipped.num_rows:
-        log.info("skipped files: %s", _shown_counts(counts_of(inputs.skipped)))
-
-
-def _shown_counts(counts: dict[str, int], at_most: int | None = None) -> str:
-    some = [f"{count:,} {kind or '(no suffix)'}" for kind, count in counts.items()]
-    return ", ".join(some[:at_most]) + (", …" if len(some) > len(some[:at_most]) else "")
-
-
-def _refuse_planned_skips(request: Request, storage: Storage) -> None:
-    """Raise UsageError if the listing of a plan that exists skipped files."""
-    if read_run(storage)["inputs"].get("skipped_sha256"):
-        _refuse_skipped(request, read_skipped(storage))
-
-
-def _refuse_skipped(request: Request, skipped: pa.Table) -> None:
-    """Raise UsageError with the counts and the first names of the files that a listing skipped."""
-    if not skipped.num_rows:
-        return
-    names = ", ".join(map(repr, skipped["name"].slice(0, 3).to_pylist())) + (
-        ", …" if skipped.num_rows > 3 else ""
-    )
-    raise UsageError(
-        f"{redact(request.source)}: with --strict no file may be skipped, and {plural(skipped.num_rows, 'file')} would "
-        f"be ({_shown_counts(counts_of(skipped), _SHOWN_KINDS)}): {names}; move them, or leave out --strict"
-    )
 
 
 def _model_entry(card: ModelCard) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def replay_shard(output: str, name: str, resources: ResourceConfig) -> Replay:
     run = read_run(storage)
     for plan in plans:
         check_run(storage, run, plan)
-    check_manifest(storage, plans[0])
+    check_manifest(storage, plans[-1])
     full = name if "-" in name else f"1-{name}"
     found = ((plan, plan.index_of(full)) for plan in plans)
     shard = next((plan[index] for plan, index in found if index is not None), None)
@@ -104,7 +104,7 @@ def replay_shard(output: str, name: str, resources: ResourceConfig) -> Replay:
     costly = _costly(storage, shard, before["images"])
     probes = f"{PROBES}/{uuid.uuid4().hex}"
     worker = NodeWorker(worker_spec(storage, request, run, resources, probes, lanes))
-    with ManifestReader(storage) as manifest:
+    with ManifestReader(storage, plans[-1].manifest) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     log.info("computing shard %s again: %s", shard.name, plural(len(shard), plans[0].unit))
     try:

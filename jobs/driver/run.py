@@ -12,14 +12,14 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
-from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
+from maskrcnn.pipeline.plan import Plan, check_run, pending_of, planned_rows, read_plan, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import RunAll, finished
 from maskrcnn.visualization.run_report import write_report
 
 from .driver_records import PROBES, read_drivers, remove_ended
-from .planning import Request, mark_begun, prepare, resumable
+from .planning import Request, mark_begun, output_storage, prepare, prepare_update, resumable
 from .progress import Progress, Watcher, duration
 from .where_to_run import Left, check_resources
 from .work import Work
@@ -46,13 +46,23 @@ def run_segment(
     """
     began = time.monotonic()
     check_resources(address, resources)
+    storage = output_storage(request.output)
+    is_listed_now = read_plan(storage) is None
     plan = prepare(request)
-    success = finished(Storage(request.output), plan)
-    if success is not None:
+    success = finished(storage, plan)
+    if success is None:
+        with resumable():
+            success = run_plan(request, plan, resources, address, began, watchers)
+    elif not request.update:
         log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
+    if not request.update or is_listed_now:
+        return success
+    update = prepare_update(request)
+    if update is None:
+        log.info("%s is up to date", request.output)
         return success
     with resumable():
-        return run_plan(request, plan, resources, address, began, watchers)
+        return run_plan(request, update, resources, address, began, watchers)
 
 
 def run_plan(
@@ -127,7 +137,7 @@ def left_of(storage: Storage, plan: Plan) -> Left:
     plans = read_plans(storage)
     rows = sum(len(shard) for shard in pending_of(plans, receipts_of(storage, plans)))
     what = plural(rows, plan.unit) if rows == plan.rows else f"{plural(rows, plan.unit)} left"
-    return Left(what if rows else "only tables are left to write", rows, plans[0].rows)
+    return Left(what if rows else "only tables are left to write", rows, planned_rows(plans))
 
 
 def _reduce(request: Request, wall_s: float | None, run_all: RunAll) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def run_shards(
     probes = f"{PROBES}/{uuid.uuid4().hex}"
     mark_begun(storage, plan, probes)
     spec = worker_spec(storage, request, run, resources, probes, lanes)
-    with ManifestReader(storage) as manifest:
+    with ManifestReader(storage, plan.manifest) as manifest:
         first_uri = manifest.rows(0, 1)["uri"][0].as_py()
     started = time.monotonic()
     until = (started if began is None else began) + resources.max_seconds()

@@ -2,10 +2,12 @@
 
 `manifest.parquet` contains all inputs, and `skipped.parquet` what was listed and is no input. A retry adds a list of
 the rows that it processes again, each with the size and etag of the input when the retry was planned: a file that was
-replaced by a valid one is processed as it was then.
+replaced by a valid one is processed as it was then. An update writes a manifest of its own: all rows of the one before,
+then those that it adds; and the list of the rows that no longer count.
 """
 
 import hashlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,11 +20,23 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..io.parquet import decode_table
 from ..io.storage import Storage
-from ..schema import METADATA, PLACE
+from ..schema import METADATA, PLACE, RETIRED
 from ..tiling.index import GRID, Cutting, WindowIndex
-from .plan import Plan, Shard, grid_file, plan_file, read_generation, read_run, rows_file
+from .plan import (
+    MANIFEST,
+    Plan,
+    Shard,
+    grid_file,
+    manifest_file,
+    plan_file,
+    planned_rows,
+    read_generation,
+    read_plans,
+    read_run,
+    retired_file,
+    rows_file,
+)
 
-FILE_NAME: Final = "manifest.parquet"
 SKIPPED_NAME: Final = "skipped.parquet"
 ROW_GROUP: Final = 8192
 """Rows per row group of the manifest; an actor reads whole row groups to get its shard."""
@@ -37,30 +51,40 @@ ROWS: Final = pa.schema(
 """A retry's list: rows of the manifest, ascending, with each input's size and etag, null if unknown."""
 
 
-def write_manifest(storage: Storage, table: pa.Table) -> str:
-    """Write `manifest.parquet`, the same bytes for the same table, and return its sha256, hex.
+def write_manifest(storage: Storage, table: pa.Table, generation: int = 1) -> str:
+    """Write the manifest of the first generation or of an update, the same bytes for the same table.
+
+    Returns:
+        Its sha256, hex; its path is `plan.manifest_file`.
 
     Raises:
         RunError: the store failed.
     """
     data = _parquet(table)
-    storage.write(FILE_NAME, data)
-    return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(manifest_file(generation, digest), data)
+    return digest
 
 
-def write_skipped(storage: Storage, table: pa.Table) -> str | None:
-    """Write `skipped.parquet`, of `schema.SKIPPED`, and return its sha256, hex; None if nothing was skipped: no file.
+def skipped_file(generation: int, sha256: str) -> str:
+    """Return the path of what the listing of a generation skipped, of schema `SKIPPED`."""
+    return SKIPPED_NAME if generation == 1 else f"skipped-{generation}-{sha256[:16]}.parquet"
+
+
+def write_skipped(storage: Storage, table: pa.Table, generation: int = 1) -> str | None:
+    """Write what a listing skipped, of `schema.SKIPPED`, and return its sha256, hex; None if nothing was: no file.
 
     Raises:
         RunError: the store failed.
     """
     if not table.num_rows:
-        if storage.exists(SKIPPED_NAME):  # of an earlier planning
+        if generation == 1 and storage.exists(SKIPPED_NAME):  # of an earlier planning
             storage.remove(SKIPPED_NAME)
         return None
     data = _parquet(table)
-    storage.write(SKIPPED_NAME, data)
-    return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(skipped_file(generation, digest), data)
+    return digest
 
 
 def read_skipped(storage: Storage) -> pa.Table:
@@ -76,20 +100,20 @@ def read_skipped(storage: Storage) -> pa.Table:
 
 
 def check_manifest(storage: Storage, plan: Plan) -> None:
-    """Compare `manifest.parquet` with the digest in a plan.
+    """Compare the manifest of a plan with the digest there.
 
     Raises:
         RunError: it is missing, or is not the one that was planned.
     """
     try:
-        with storage.open(FILE_NAME) as file:
+        with storage.open(plan.manifest) as file:
             digest = hashlib.sha256()
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except FileNotFoundError as error:
-        raise RunError(f"{storage.url}/{FILE_NAME} is missing; {_RESTORE}") from error
+        raise RunError(f"{storage.url}/{plan.manifest} is missing; {_RESTORE}") from error
     if digest.hexdigest() != plan.manifest_sha256:
-        raise RunError(f"{storage.url}/{FILE_NAME} is not the one that was planned; {_RESTORE}")
+        raise RunError(f"{storage.url}/{plan.manifest} is not the one that was planned; {_RESTORE}")
 
 
 _CHUNK_BYTES: Final = 16 * 2**20
@@ -106,6 +130,40 @@ def write_rows(storage: Storage, generation: int, table: pa.Table) -> str:
     digest = hashlib.sha256(data).hexdigest()
     storage.write(rows_file(generation, digest), data)
     return digest
+
+
+def write_retired(storage: Storage, generation: int, table: pa.Table) -> str:
+    """Write an update's list of rows that no longer count, of schema `RETIRED`, and return its sha256, hex.
+
+    Raises:
+        RunError: the store failed.
+    """
+    data = _parquet(table.cast(RETIRED))
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(retired_file(generation, digest), data)
+    return digest
+
+
+def read_retired(storage: Storage, plans: Sequence[Plan]) -> pa.Table:
+    """Return the rows of the manifest that no longer count, of schema `RETIRED`, in order; none without an update.
+
+    Raises:
+        RunError: the list is missing, or is not the one that the latest update names.
+    """
+    for plan in reversed(plans):
+        if plan.update is not None:
+            return _read_named(storage, plan.retired_file or "", plan.update.retired_sha256)
+    return RETIRED.empty_table()
+
+
+def current_rows(n_rows: int, retired: pa.Table) -> NDArray[np.int64]:
+    """Return the rows of a manifest of `n_rows` that count, (N,) int64, ascending.
+
+    Args:
+        n_rows: of the manifest.
+        retired: of schema `RETIRED`.
+    """
+    return np.setdiff1d(np.arange(n_rows), retired["row"].to_numpy(), assume_unique=True)
 
 
 def write_grid(storage: Storage, table: pa.Table) -> str:
@@ -170,13 +228,17 @@ class ManifestReader:
 
     Not thread-safe.
 
+    Args:
+        storage: the run's directory.
+        path: that of the manifest, `Plan.manifest`.
+
     Raises:
         FileNotFoundError: there is no manifest.
         RunError: the store failed.
     """
 
-    def __init__(self, storage: Storage) -> None:
-        self._source = storage.open(FILE_NAME)
+    def __init__(self, storage: Storage, path: str = MANIFEST) -> None:
+        self._source = storage.open(path)
         self._file = pq.ParquetFile(self._source, pre_buffer=True)
         groups = self._file.metadata.num_row_groups
         sizes = [self._file.metadata.row_group(i).num_rows for i in range(groups)]
@@ -244,17 +306,36 @@ class ManifestReader:
         self.close()
 
 
-def read_window_index(storage: Storage) -> WindowIndex | None:
+def read_window_index(storage: Storage, plans: Sequence[Plan] | None = None) -> WindowIndex | None:
     """Return the windows of a run; None if its images are not cut into windows.
+
+    Args:
+        storage: the run's directory.
+        plans: of all generations; None: read here.
 
     Raises:
         RunError: the list of windows is missing, or is not the one that was planned.
     """
-    plan = read_generation(storage, 1)
-    if plan is None or plan.grid_file is None:
+    plans = read_plans(storage) if plans is None else plans
+    if not plans or plans[-1].grid_file is None:
         return None
     settings = read_run(storage)["settings"]
-    return WindowIndex(read_grid(storage, plan), Cutting(settings["window"], settings["overlap"]), plan.rows)
+    cutting = Cutting(settings["window"], settings["overlap"])
+    return WindowIndex(read_grid(storage, plans[-1]), cutting, planned_rows(plans))
+
+
+def read_current_windows(storage: Storage) -> WindowIndex | None:
+    """Return the windows of the images that count, which are numbered as in the table `images`, from 0.
+
+    Raises:
+        RunError: as `read_window_index`.
+    """
+    plans = read_plans(storage)
+    window_index = read_window_index(storage, plans)
+    retired = read_retired(storage, plans)
+    if window_index is None or not len(retired):
+        return window_index
+    return window_index.only(current_rows(window_index.n_images, retired))
 
 
 class ShardReader:
@@ -269,8 +350,10 @@ class ShardReader:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._manifest = ManifestReader(storage)
-        self._windows = read_window_index(storage)
+        plans = read_plans(storage)
+        self._plans = {plan.generation: plan for plan in plans}
+        self._manifest = ManifestReader(storage, plans[-1].manifest if plans else MANIFEST)
+        self._windows = read_window_index(storage, plans)
         self._lists: dict[int, pa.Table] = {}
 
     def rows(self, shard: Shard) -> tuple[NDArray[np.int64], pa.Table]:
@@ -285,8 +368,9 @@ class ShardReader:
             ValueError: the manifest or list does not have all rows of the shard.
             RunError: the list of a retry is missing, or is not the one that was planned.
         """
-        if shard.generation == 1:
-            rows = np.arange(shard.start, shard.stop)
+        first = 0 if shard.generation == 1 else self._plan(shard.generation).first_row
+        if first is not None:
+            rows = np.arange(first + shard.start, first + shard.stop)
             return rows, self._table(rows)
         listed = self._list(shard.generation)
         if not 0 <= shard.start <= shard.stop <= len(listed):
@@ -314,11 +398,16 @@ class ShardReader:
 
     def _list(self, generation: int) -> pa.Table:
         if generation not in self._lists:
+            self._lists[generation] = read_rows(self._storage, self._plan(generation))
+        return self._lists[generation]
+
+    def _plan(self, generation: int) -> Plan:
+        if generation not in self._plans:
             plan = read_generation(self._storage, generation)
             if plan is None:
                 raise RunError(f"{self._storage.url}/{plan_file(generation)} is missing; {_RESTORE}")
-            self._lists[generation] = read_rows(self._storage, plan)
-        return self._lists[generation]
+            self._plans[generation] = plan
+        return self._plans[generation]
 
     def close(self) -> None:
         """Close the manifest."""

@@ -1,11 +1,15 @@
-"""Merge the results of retries into those of the first generation: for each row, the latest generation counts.
+"""Merge the results of all generations: for each row, the latest one counts, until an update retires the row.
 
-A part of the tables is made from a group of shards of the first generation, one after the other, so that memory holds
-only one shard and the results of retries for its rows.
+The rows of the manifest come from the first generation and from updates, each of which appends its own; retries process
+single rows again. A part of the tables is made from a group of shards of consecutive rows, one after the other, so that
+memory holds only one shard and the results of retries for its rows.
+
+A later generation leaves most parts as they are. So groups are divided where those of the generation before were, and
+each knows the latest generation that changed it, after which its files are named.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -38,13 +42,26 @@ class RetryShard:
 class Group:
     """The shards that become one part of each table."""
 
-    number: int
     start: int
-    """First row of the manifest in the first shard."""
+    """First row of the manifest, or window, in the first shard."""
     shards: tuple[ChosenReceipt, ...]
-    """Consecutive shards of the first generation."""
-    redone: tuple[tuple[RetryShard, ...], ...]
-    """For each later generation, in order, its shards with rows of this group; they may have other rows too."""
+    """Shards of consecutive rows."""
+    redone: tuple[tuple[RetryShard, ...], ...] = ()
+    """For each retry, in order, its shards with rows of this group; they may have other rows too."""
+    retired: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """(N,) int64, ascending: the rows of this group, or windows, that do not count."""
+    generation: int = 1
+    """The latest one that changed a row of this group."""
+
+    @property
+    def stop(self) -> int:
+        """The row after the last one."""
+        return self.start + sum(shard.images.rows for shard in self.shards)
+
+    @property
+    def part_name(self) -> str:
+        """The name of its files: in order of rows, and other than before if a row has changed."""
+        return f"part-{self.start:010d}-{self.generation}.parquet"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,53 +75,91 @@ class RetryResult:
     """Path of the file that it was read from."""
 
 
-def _sizes(shard: ChosenReceipt) -> tuple[int, int, int, int]:
-    return shard.images.bytes, shard.instances.bytes, shard.images.rows, shard.instances.rows
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """What a generation contributes to the tables."""
+
+    number: int
+    shards: Sequence[ChosenReceipt] = ()
+    """The shards of the rows that it appends: of the first generation or an update."""
+    redone: Sequence[RetryShard] = ()
+    """The shards of a retry."""
+    retired: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """(N,) int64, ascending: the rows of the manifest, or windows, that no longer count from this one on."""
 
 
 def group_shards(
-    chosen: Sequence[ChosenReceipt],
-    redone: Sequence[Sequence[RetryShard]] = (),
+    generations: Sequence[Generation],
     part_bytes: int = PART_BYTES,
     part_rows: int = PART_ROWS,
     may_begin: Callable[[int], bool] = lambda _: True,
 ) -> list[Group]:
-    """Cut the shards, in order, into groups of at most `part_bytes` and `part_rows` of instances or images.
+    """Cut the shards of consecutive rows, in order, into groups of at most `part_bytes` and `part_rows`.
 
-    A group has at least one shard. The size of a retry's shard is divided equally among its rows.
+    A group has at least one shard, and those of one generation only. The size of a retry's shard is divided equally
+    among its rows. A group that a retry makes more than twice as large is cut again.
 
     Args:
-        chosen: receipts of the first generation, in the order of its plan.
-        redone: shards of the later generations.
+        generations: of the run, in order.
         part_bytes: maximum size of the instances, or of the images, of a group.
         part_rows: maximum number of them.
         may_begin: whether a group may begin with this row; otherwise the group before it becomes larger.
     """
-    starts = np.cumsum([0, *(shard.images.rows for shard in chosen)])
-    sizes = np.array([_sizes(shard) for shard in chosen], np.int64).reshape(-1, 4)
-    for again in (each for generation in redone for each in generation):
-        found = np.array(_sizes(again.shard))
-        np.add.at(sizes, np.searchsorted(starts, again.rows, side="right") - 1, found // len(again.rows))
+    shards = [shard for generation in generations for shard in generation.shards]
+    starts = np.cumsum([0, *(shard.images.rows for shard in shards)])
+    sizes = np.zeros((len(shards), 4), np.int64)
     limits = np.array([part_bytes, part_bytes, part_rows, part_rows])
-    cuts, total = [0], np.zeros(4, np.int64)
-    for index, more in enumerate(sizes):
-        total = total + more
-        if index and (total > limits).any() and may_begin(int(starts[index])):
-            cuts.append(index)
-            total = more
-    return [
-        Group(number, int(starts[low]), tuple(chosen[low:high]), _within(redone, starts[low], starts[high]))
-        for number, (low, high) in enumerate(pairwise([*cuts, len(chosen)]))
-    ]
+
+    def cut(low: int, high: int) -> list[int]:
+        cuts, total = [low], np.zeros(4, np.int64)
+        for index in range(low, high):
+            total = total + sizes[index]
+            if index > low and (total > limits).any() and may_begin(int(starts[index])):
+                cuts.append(index)
+                total = sizes[index]
+        return cuts
+
+    changed: dict[int, int] = {}
+    """The latest generation that changed a group, by the group's first shard, in order."""
+    n_shards = 0
+    for generation in generations:
+        low, n_shards = n_shards, n_shards + len(generation.shards)
+        for index in range(low, n_shards):
+            sizes[index] = _sizes(shards[index])
+        rows = [generation.retired]
+        for again in generation.redone:
+            places = np.searchsorted(starts, again.rows, side="right") - 1
+            np.add.at(sizes, places, np.array(_sizes(again.shard)) // len(again.rows))
+            rows.append(again.rows)
+        hit = np.unique(np.searchsorted(starts, np.concatenate(rows), side="right") - 1)
+        bounds = [*changed, low]
+        for first, stop in pairwise(bounds):
+            if np.searchsorted(hit, first) < np.searchsorted(hit, stop):
+                again_cut = [first]
+                if (sizes[first:stop].sum(axis=0) > 2 * limits).any():
+                    again_cut = cut(first, stop)
+                changed |= dict.fromkeys(again_cut, generation.number)
+        changed = dict(sorted(changed.items())) | dict.fromkeys(
+            cut(low, n_shards) if n_shards > low else (), generation.number
+        )
+    retired = np.sort(np.concatenate([generation.retired for generation in generations]))
+    groups = []
+    for (low, number), high in zip(changed.items(), [*list(changed)[1:], len(shards)], strict=True):
+        start, stop = int(starts[low]), int(starts[high])
+        first, end = np.searchsorted(retired, [start, stop])
+        redone = tuple(_within(generation.redone, start, stop) for generation in generations)
+        groups.append(
+            Group(start, tuple(shards[low:high]), tuple(filter(None, redone)), retired[first:end], number)
+        )
+    return [group for group in groups if len(group.retired) < group.stop - group.start]
 
 
-def _within(
-    redone: Sequence[Sequence[RetryShard]], start: int, stop: int
-) -> tuple[tuple[RetryShard, ...], ...]:
-    return tuple(
-        tuple(each for each in generation if each.rows[-1] >= start and each.rows[0] < stop)
-        for generation in redone
-    )
+def _sizes(shard: ChosenReceipt) -> tuple[int, int, int, int]:
+    return shard.images.bytes, shard.instances.bytes, shard.images.rows, shard.instances.rows
+
+
+def _within(redone: Sequence[RetryShard], start: int, stop: int) -> tuple[RetryShard, ...]:
+    return tuple(each for each in redone if each.rows[-1] >= start and each.rows[0] < stop)
 
 
 def merge_results(
@@ -153,7 +208,8 @@ class GroupReader:
         self._group = group
         self._retries = [_RetryReader(storage, generation) for generation in group.redone]
         self.stats = Stats.zero(categories)
-        """Statistics of the shards with rows of a retry; complete once `instances` was read to its end."""
+        """Statistics of the shards of which not all rows count as they are; complete once `instances` was read to its
+        end."""
 
     def images(self) -> Iterator[pa.Table]:
         """Yield the rows of `images`."""
@@ -161,17 +217,46 @@ class GroupReader:
             images = read_checked(self._storage, shard.images)
             if results := self._results(start, len(images)):
                 images, _ = merge_results(start, images, results[0].instances.slice(0, 0), results)
-            yield images
+            yield images.filter(self._counting(start, len(images)))
 
     def instances(self) -> Iterator[pa.Table]:
         """Yield the rows of `instances`."""
         for start, shard in self._shards():
             instances = read_checked(self._storage, shard.instances)
-            if results := self._results(start, shard.images.rows):
-                images = read_checked(self._storage, shard.images)
-                images, instances = merge_results(start, images, instances, results)
+            if (changed := self._changed(start, shard)) is not None:
+                images, instances = self._merged(
+                    start, changed, read_checked(self._storage, shard.images), instances
+                )
                 self.stats = self.stats + Stats.of_tables(images, instances, self.stats.categories)
             yield instances
+
+    def count(self) -> Stats:
+        """Return `stats` without reading the other shards."""
+        for start, shard in self._shards():
+            if (changed := self._changed(start, shard)) is not None:
+                tables = [read_checked(self._storage, file) for file in (shard.images, shard.instances)]
+                merged = self._merged(start, changed, *tables)
+                self.stats = self.stats + Stats.of_tables(*merged, self.stats.categories)
+        return self.stats
+
+    def _changed(self, start: int, shard: ChosenReceipt) -> list[RetryResult] | None:
+        """Return the results of retries for a shard; None if all its rows count as they are."""
+        results = self._results(start, shard.images.rows)
+        return results if results or not all(self._counting(start, shard.images.rows)) else None
+
+    def _merged(
+        self, start: int, results: list[RetryResult], images: pa.Table, instances: pa.Table
+    ) -> tuple[pa.Table, pa.Table]:
+        images, instances = merge_results(start, images, instances, results)
+        images = images.filter(self._counting(start, len(images)))
+        return images, instances.filter(pc.is_in(instances["image_id"], images["image_id"]))
+
+    def _counting(self, start: int, n_rows: int) -> NDArray[np.bool_]:
+        """Return whether each of a shard's rows counts, (n_rows,) bool."""
+        low, high = np.searchsorted(self._group.retired, [start, start + n_rows])
+        counting = np.ones(n_rows, np.bool_)
+        counting[self._group.retired[low:high] - start] = False
+        return counting
 
     def _shards(self) -> Iterator[tuple[int, ChosenReceipt]]:
         start = self._group.start

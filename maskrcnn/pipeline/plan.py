@@ -4,7 +4,10 @@ The plan is a rule and not a list, so it has the same few hundred bytes for ten 
 the commit point of planning: without it nothing was planned, with it the inputs are never listed again.
 
 A retry is a further generation, `plan-2.json` and so on. It divides a list of rows, in a file that it names by its
-digest; see `manifest`. For each row, the latest generation that processed it counts.
+digest; see `manifest_file`. For each row, the latest generation that processed it counts.
+
+An update is a further generation too. It adds rows to the manifest, in a file of its own, for the inputs that are new
+or changed, and lists the rows that no longer count; see `plan_update`.
 """
 
 import dataclasses
@@ -26,6 +29,7 @@ from ..schema import SCHEMA_VERSION
 
 PLAN: Final = "plan.json"
 RUN: Final = "run.json"
+MANIFEST: Final = "manifest.parquet"
 GRID_PREFIX: Final = "grid-"
 _RESTORE: Final = "restore it, or start again in an empty directory"
 
@@ -51,15 +55,37 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Update:
+    """What an update found when it listed the inputs again."""
+
+    first_row: int
+    """Number of images, or of windows, that were planned before: the first row that it adds."""
+    added: int
+    changed: int
+    vanished: int
+    """Numbers of inputs. A changed input is a further row, and its former row no longer counts."""
+    retired_sha256: str
+    """Digest of the file `retired_file`: all rows that do not count any more, of earlier updates too."""
+    source_sha256: str | None
+    skipped: dict[str, int]
+    skipped_sha256: str | None
+    """As in the field `inputs` of `run.json`."""
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of inputs that were added, changed, and vanished."""
+        return {name: getattr(self, name) for name in ("added", "changed", "vanished")}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """The rule that divides rows 0 … rows-1, of the manifest or of a retry's list, into shards.
+    """The rule that divides rows 0 … rows-1, of the manifest, of a retry's list or of an update, into shards.
 
     Raises:
         ValueError: no rows, a shard size below one, or a retry without a list.
     """
 
     generation: int
-    """1 processes all rows of the manifest; each further generation is a retry."""
+    """1 processes all rows of the manifest; each further generation is a retry or an update."""
     rows: int
     shard_images: int
     manifest_sha256: str
@@ -68,27 +94,54 @@ class Plan:
     created: str
     """UTC, ISO 8601."""
     rows_sha256: str | None = None
-    """Digest of the file `rows_file`; None for the first generation."""
+    """Digest of the file `rows_file` of a retry; None for others."""
     grid_sha256: str | None = None
     """Digest of the file `grid_file`; None if images are not cut into windows."""
     cuts: tuple[int, ...] | None = None
     """First row of each shard, and end of the last one; None: each shard has `shard_images` rows."""
+    manifest: str = MANIFEST
+    """The file with the inputs: that of the latest update, or `manifest.parquet`."""
+    update: Update | None = None
+    """None for the first generation, and for retries."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.update, dict):  # as JSON has it
+            object.__setattr__(self, "update", Update(**self.update))
         if self.cuts is not None:
             object.__setattr__(self, "cuts", tuple(self.cuts))  # JSON has lists
             if (self.cuts[:1], self.cuts[-1:]) != ((0,), (self.rows,)) or not all(
                 map(lt, self.cuts, self.cuts[1:])
             ):
                 raise ValueError(f"the cuts do not ascend from 0 to {self.rows}")
-        if self.rows < 1 or self.shard_images < 1:
+        least = 1 if self.update is None else 0  # where inputs only vanished, there is nothing to process
+        if self.rows < least or self.shard_images < 1:
             raise ValueError(f"cannot divide {self.rows} rows into shards of {self.shard_images}")
-        if self.generation < 1 or (self.generation > 1) != (self.rows_sha256 is not None):
-            raise ValueError(f"generation {self.generation} with the list {self.rows_sha256}")
+        lists = (self.rows_sha256 is not None) + (self.update is not None)
+        if self.generation < 1 or lists != (self.generation > 1):
+            raise ValueError(
+                f"generation {self.generation} with the list {self.rows_sha256} and the update {self.update}"
+            )
+
+    @property
+    def first_row(self) -> int | None:
+        """The row of the manifest, or the window, at which its consecutive rows begin; None for a retry's list."""
+        if self.update is not None:
+            return self.update.first_row
+        return 0 if self.generation == 1 else None
+
+    @property
+    def kind(self) -> str:
+        """What the generation is called: `plan`, `retry` or `update`."""
+        return "update" if self.update is not None else "plan" if self.generation == 1 else "retry"
+
+    @property
+    def command(self) -> str:
+        """The command that continues it, after `maskrcnn`."""
+        return {"plan": "segment", "retry": "retry", "update": "segment --update"}[self.kind]
 
     @property
     def rows_file(self) -> str | None:
-        """The file that lists the rows of a retry; None for the first generation, which processes all rows.
+        """The file that lists the rows of a retry; None for others, which process consecutive rows.
 
         It is named by its content, so that two retries that are planned at once do not overwrite each other's file.
         """
@@ -98,6 +151,11 @@ class Plan:
     def grid_file(self) -> str | None:
         """The file that lists the images' sizes and first windows; None if there are no windows."""
         return None if self.grid_sha256 is None else grid_file(self.grid_sha256)
+
+    @property
+    def retired_file(self) -> str | None:
+        """The file that lists the rows that no longer count; None for all but updates."""
+        return None if self.update is None else retired_file(self.generation, self.update.retired_sha256)
 
     @property
     def unit(self) -> str:
@@ -160,6 +218,16 @@ def rows_file(generation: int, sha256: str) -> str:
     return f"rows-{generation}-{sha256[:16]}.parquet"
 
 
+def retired_file(generation: int, sha256: str) -> str:
+    """Return the path of an update's list of rows that no longer count, with this digest."""
+    return f"retired-{generation}-{sha256[:16]}.parquet"
+
+
+def manifest_file(generation: int, sha256: str) -> str:
+    """Return the path of the manifest of the first generation, or of an update, with this digest."""
+    return MANIFEST if generation == 1 else f"manifest-{generation}-{sha256[:16]}.parquet"
+
+
 def grid_file(sha256: str) -> str:
     """Return the path of the list of the images' windows with this digest."""
     return f"{GRID_PREFIX}{sha256[:16]}.parquet"
@@ -186,6 +254,11 @@ def create_plan(storage: Storage, plan: Plan) -> Plan:
     if effective is None:
         raise RunError(f"{storage.url}/{path} was removed as soon as it was written")
     return effective
+
+
+def planned_rows(plans: Iterable[Plan]) -> int:
+    """Return the number of images, or of windows, of all generations; those that no longer count are among them."""
+    return sum(plan.rows for plan in plans if plan.first_row is not None)
 
 
 def pending_of(plans: Iterable[Plan], receipts: Sequence[str]) -> Iterator[Shard]:
@@ -257,10 +330,9 @@ def no_run(url: str, missing: str) -> UsageError:
     )
 
 
-def not_finished(url: str, generation: int) -> UsageError:
+def not_finished(url: str, latest: Plan) -> UsageError:
     """Return the error for a run whose latest generation is not finished."""
-    command = "segment" if generation == 1 else "retry"
-    return UsageError(f"{url} is not finished: continue it with `maskrcnn {command}`")
+    return UsageError(f"{url} is not finished: continue it with `maskrcnn {latest.command}`")
 
 
 def check_version(storage: Storage, run: dict[str, Any]) -> None:
@@ -287,6 +359,8 @@ def check_run(storage: Storage, run: dict[str, Any], plan: Plan) -> None:
         RunError: it belongs to another plan.
     """
     manifest_sha256 = run.get("inputs", {}).get("manifest_sha256", plan.manifest_sha256)
+    if plan.manifest != MANIFEST:  # that of an update, which `run.json` does not name
+        manifest_sha256 = plan.manifest_sha256
     if (run.get("digest"), manifest_sha256) != (plan.digest, plan.manifest_sha256):
         raise RunError(
             f"{storage.url}/{RUN} is not that of {PLAN}: it was changed, or two commands planned this run at once; "

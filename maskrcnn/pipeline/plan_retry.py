@@ -26,8 +26,15 @@ from ..io.storage import Storage
 from ..io.stores.store import ObjectStat
 from ..io.url import Url
 from ..tiling.index import WindowIndex
-from .manifest_file import ROWS, ManifestReader, read_window_index, write_rows
-from .plan import Plan, create_plan, not_finished
+from .manifest_file import (
+    ROWS,
+    ManifestReader,
+    current_rows,
+    read_retired,
+    read_window_index,
+    write_rows,
+)
+from .plan import MANIFEST, Plan, create_plan, not_finished, planned_rows, read_plan
 from .receipts import choose
 from .success import finished, parts_of
 
@@ -60,20 +67,14 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     """
     check_codes(only)
     latest = plans[-1]
-    success = finished(storage, latest)
-    if success is None:
-        raise not_finished(storage.url, latest.generation)
-    gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
-    if gone:
-        raise UsageError(
-            f"{storage.url}: the files of {plural(gone, 'shard')} are gone (`maskrcnn gc` removes all of them); "
-            "without them the tables cannot be written again, so nothing can be retried"
-        )
-    window_index = read_window_index(storage)
+    success = check_reducible(storage, plans)
+    window_index = read_window_index(storage, plans)
+    n_rows = planned_rows(plans) if window_index is None else window_index.n_images
+    current = current_rows(n_rows, read_retired(storage, plans))
     if window_index is None:
-        rows, uris = failed_inputs(storage, success, only)
+        rows, uris = failed_inputs(storage, success, current, only)
     else:
-        rows, uris = failed_windows(storage, success, window_index, only)
+        rows, uris = failed_windows(storage, success, window_index, current, only)
     if not len(rows):
         return None
     with ThreadPoolExecutor(32) as pool:
@@ -94,6 +95,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
         datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         write_rows(storage, generation, table),
         latest.grid_sha256,
+        manifest=latest.manifest,
     )
     effective = create_plan(storage, plan)
     if effective.rows_sha256 != plan.rows_sha256:
@@ -103,10 +105,36 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     return effective
 
 
+def check_reducible(storage: Storage, plans: Sequence[Plan]) -> dict[str, Any]:
+    """Return the content of `_SUCCESS` of a finished run that has all files that a further generation needs.
+
+    Raises:
+        UsageError: the latest generation is not finished, or `maskrcnn gc` removed the shards.
+        RunError: the store failed.
+    """
+    success = finished(storage, plans[-1])
+    if success is None:
+        raise not_finished(storage.url, plans[-1])
+    gone = sum(map(len, plans)) - sum(map(len, choose(storage, plans)))
+    if gone:
+        raise UsageError(
+            f"{storage.url}: the files of {plural(gone, 'shard')} are gone (`maskrcnn gc` removes all of them); "
+            "without them the tables cannot be written again, so nothing can be retried or updated"
+        )
+    return success
+
+
 def failed_inputs(
-    storage: Storage, success: dict[str, Any], only: Collection[str] | None
+    storage: Storage, success: dict[str, Any], current: NDArray[np.int64], only: Collection[str] | None
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the rows of the manifest whose inputs failed, with one of these codes if given, and their uris."""
+    """Return the rows of the manifest whose inputs failed, with one of these codes if given, and their uris.
+
+    Args:
+        storage: the run's output.
+        success: the content of `_SUCCESS`.
+        current: the rows of the manifest that count, (N,) int64: those of the table `images`.
+        only: error codes.
+    """
     rows, uris = [np.empty(0, np.int64)], []
     start = 0
     with ThreadPoolExecutor(8) as pool:
@@ -120,24 +148,38 @@ def failed_inputs(
             f"{storage.url}: the tables have {plural(start, 'image')}, `_SUCCESS` {success['counts']['images']:,}; "
             "`maskrcnn reduce` writes them again"
         )
-    return np.concatenate(rows), uris
+    return current[np.concatenate(rows)], uris
 
 
 def failed_windows(
-    storage: Storage, success: dict[str, Any], window_index: WindowIndex, only: Collection[str] | None
+    storage: Storage,
+    success: dict[str, Any],
+    window_index: WindowIndex,
+    current: NDArray[np.int64],
+    only: Collection[str] | None,
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return the numbers of the windows that failed, with one of these codes if given, and their images' uris.
 
     Windows of images whose headers could not be read when the run was planned are left out: they have no plan.
+
+    Args:
+        storage: the run's output.
+        success: the content of `_SUCCESS`.
+        window_index: of the run.
+        current: the rows of the manifest that count, (N,) int64: those of the table `images`.
+        only: error codes.
     """
     numbers: list[int] = []
     uris: list[str] = []
-    row, n_windows = 0, 0
-    with ManifestReader(storage) as manifest:
+    position, n_windows = 0, 0
+    planned = sum(stop - start for start, stop in map(window_index.range_of, current.tolist()))
+    latest = read_plan(storage)
+    with ManifestReader(storage, MANIFEST if latest is None else latest.manifest) as manifest:
         for part in success["parts"][WINDOWS]:
             windows = _columns(storage, part["path"], ["image_id", "window_id", "status", "error"])
             wanted, ids = _wanted(windows, only), windows["image_id"].to_numpy()
-            rows = row + np.cumsum(np.diff(ids, prepend=ids[:1]) != 0)
+            positions = position + np.cumsum(np.diff(ids, prepend=ids[:1]) != 0)
+            rows = current[np.minimum(positions, len(current) - 1)]
             for image_row in np.unique(rows[wanted]).tolist():
                 if window_index.sized(image_row).error is not None:
                     log.warning(
@@ -148,10 +190,10 @@ def failed_windows(
                 failed = windows["window_id"].to_numpy()[wanted & (rows == image_row)]
                 numbers += window_index.numbers_of(image_row, failed).tolist()
                 uris += manifest.rows(image_row, image_row + 1)["uri"].to_pylist() * len(failed)
-            row, n_windows = int(rows[-1]) + 1, n_windows + len(windows)
-    if (row, n_windows) != (window_index.n_images, window_index.range_of(window_index.n_images - 1)[1]):
+            position, n_windows = int(positions[-1]) + 1, n_windows + len(windows)
+    if (position, n_windows) != (len(current), planned):
         raise RunError(
-            f"{storage.url}: the tables have {plural(n_windows, 'window')} of {plural(row, 'image')}, "
+            f"{storage.url}: the tables have {plural(n_windows, 'window')} of {plural(position, 'image')}, "
             "other than planned; `maskrcnn reduce` writes them again"
         )
     order = np.argsort(numbers)

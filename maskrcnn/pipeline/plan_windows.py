@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..config import MAX_WINDOWS, InferenceConfig
@@ -26,8 +28,8 @@ from ..io.refusals import Refusal
 from ..io.storage import Storage
 from ..tiling.grid import MAX_IMAGE_WINDOWS
 from ..tiling.index import Cutting, number_windows
-from .manifest_file import write_grid
-from .plan import Plan
+from .manifest_file import read_grid, write_grid
+from .plan import Plan, planned_rows
 from .raster_findings import log_findings
 
 log = logging.getLogger("maskrcnn")
@@ -72,6 +74,42 @@ def plan_windows(
     grid, cuts = number_windows(images, cutting, plan.shard_images)
     grid_sha256 = write_grid(storage, grid)
     return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=grid_sha256), radiometry
+
+
+def plan_more_windows(
+    storage: Storage,
+    plans: Sequence[Plan],
+    plan: Plan,
+    uris: Sequence[str],
+    inference: InferenceConfig,
+    radiometry: Radiometry,
+) -> Plan:
+    """Plan the windows of the images that an update adds, and write the list of all windows.
+
+    Args:
+        storage: the run's output.
+        plans: of the generations before.
+        plan: of the update, of the images that it adds.
+        uris: of these images, in order.
+        inference: with a `window`.
+        radiometry: of the run, whose range stays as it was measured.
+
+    Returns:
+        The same plan, with windows as its rows.
+
+    Raises:
+        UsageError, RunError: as `plan_windows`.
+    """
+    cutting = Cutting(inference.window or 0, inference.overlap or 0)
+    images = [_bounded(image, cutting) for image in read_headers(uris, inference, radiometry)]
+    _check_total(images, cutting, inference.max_windows or MAX_WINDOWS)
+    _log_broken(images)
+    log_findings(uris, images, radiometry)
+    more, cuts = number_windows(images, cutting, plan.shard_images)
+    first = pc.add(more["first"], planned_rows(plans))
+    more = more.set_column(0, more.schema.field("first"), first)
+    grid = pa.concat_tables([read_grid(storage, plans[-1]), more], promote_options="default")
+    return dataclasses.replace(plan, rows=cuts[-1], cuts=cuts, grid_sha256=write_grid(storage, grid))
 
 
 def check_options(inference: InferenceConfig) -> Radiometry:

@@ -177,7 +177,7 @@ class ChosenReceipts:
     chosen: tuple[tuple[ChosenReceipt, ...], ...]
     """For each generation, in the order of its plan."""
     stats: Stats
-    """Statistics of the shards of the first generation without rows of a retry."""
+    """Statistics of the shards of consecutive rows, all of which count as they are."""
     timings: dict[str, Any]
     """Sums over all chosen receipts."""
 
@@ -202,12 +202,10 @@ def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
     """Raise RunError if a shard has no receipt."""
     for plan, of_plan in zip(plans, choice, strict=True):
         if missing := len(plan) - len(of_plan):
-            which, command = "", "segment"
-            if plan.generation > 1:
-                which, command = f" of generation {plan.generation}", "retry"
+            which = f" of generation {plan.generation}" if plan.generation > 1 else ""
             raise RunError(
                 f"the run is not finished, {missing:,} of {plural(len(plan), 'shard')}{which} left: continue it with "
-                f"`maskrcnn {command}`"
+                f"`maskrcnn {plan.command}`"
             )
 
 
@@ -215,7 +213,7 @@ def collect(
     storage: Storage,
     plans: Sequence[Plan],
     choice: Choice,
-    touched: NDArray[np.bool_],
+    touched: Sequence[NDArray[np.bool_]],
     categories: Sequence[Category],
 ) -> ChosenReceipts:
     """Read the receipts of a complete choice, and fold their statistics and timings.
@@ -224,7 +222,7 @@ def collect(
         storage: the run's output.
         plans: of all generations.
         choice: as `choose` returns it.
-        touched: (shards of the first generation,) whether a later generation has rows of it.
+        touched: for each generation (shards,) whether a later one has rows of it; all are those of a retry.
         categories: of the run.
 
     Raises:
@@ -234,7 +232,7 @@ def collect(
     timings = _TimingsFold()
     chosen: list[tuple[ChosenReceipt, ...]] = []
     with ThreadPoolExecutor(8) as pool:
-        for plan, of_plan in zip(plans, choice, strict=True):
+        for plan, of_plan, touched_here in zip(plans, choice, touched, strict=True):
             kept: list[ChosenReceipt] = []
             paths = [of_plan[index] for index in range(len(plan))]
             for shard, path, receipt in zip(plan, paths, _read_receipts(pool, storage, paths), strict=True):
@@ -243,7 +241,7 @@ def collect(
                     raise RunError(
                         f"{storage.url}/{path} belongs to another plan; remove it, and run `maskrcnn segment` again"
                     )
-                if plan.generation == 1 and not touched[len(kept)]:
+                if not touched_here[len(kept)]:
                     stats = stats + Stats.from_json(receipt.stats)
                 timings.add(receipt)
                 kept.append(ChosenReceipt(receipt.shard, receipt.attempt, receipt.images, receipt.instances))

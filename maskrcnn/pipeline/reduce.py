@@ -4,10 +4,14 @@ One receipt of each shard is chosen, completeness is checked, the statistics are
 once, as parts of about 128 MB in image order. Only this module writes to `images/`, `instances/` and `coco/`. The
 expensive steps are functions of plain values, mapped by `run_all`: in a loop here, by Ray tasks in `jobs/`.
 
-There is no lock, and two processes may reduce one run at the same time. `_SUCCESS` is removed first and written last.
-In between, all files are written under names that follow from the receipts, equal rows as equal bytes, so that it does
-not matter who writes last; then files that are not on the new list are removed; then it is checked that all files on
-the list exist. Between the writing of a part and of its `_SUCCESS`, only a reduce with another list removes the part.
+There is no lock, and two processes may reduce one run at the same time. All files are written under names that follow
+from the receipts, equal rows as equal bytes, so that it does not matter who writes last; then `_SUCCESS` is written;
+then files that are not on its list are removed; then it is checked that all files on the list exist. Between the
+writing of a part and of its `_SUCCESS`, only a reduce with another list removes the part.
+
+A part of which a later generation changes no row keeps its file, and one that it changes gets another name. So the
+tables of a generation are written beside those of the one before, which remain complete until `_SUCCESS` is replaced.
+Where the tables of a finished generation are written again, `_SUCCESS` is removed first.
 """
 
 import datetime
@@ -15,41 +19,42 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError
 from ..formats import coco_writer
-from ..formats.geoparquet import write_geoparquet
 from ..io.parquet import (
-    GEO,
     IMAGES,
     INSTANCES,
-    PIECES,
     TABLES,
-    WINDOWS,
     File,
-    read_checked,
-    write_table,
-    write_tables,
 )
 from ..io.storage import Storage
 from ..masks.rle import MAX_PIXELS
-from ..schema import SCHEMA_VERSION, instances_schema
-from ..stats import Stats
-from ..tiling.assemble import assemble, geo_folders
+from ..schema import SCHEMA_VERSION
 from ..tiling.index import WindowIndex
 from ..types import Category
-from .manifest_file import ManifestReader, check_manifest, read_rows, read_window_index
-from .merge_retries import Group, GroupReader, RetryShard, group_shards
-from .plan import PLAN, Plan, check_run, no_run, plan_file, read_plans, read_run
-from .receipts import SHARDS, ChosenReceipts, check_complete, choose, collect
+from .manifest_file import check_manifest, read_retired, read_rows, read_window_index
+from .merge_retries import Generation, Group, RetryShard, group_shards
+from .plan import (
+    PLAN,
+    Plan,
+    check_run,
+    no_run,
+    plan_file,
+    planned_rows,
+    read_plans,
+    read_run,
+)
+from .receipts import SHARDS, ChosenReceipt, ChosenReceipts, check_complete, choose, collect
 from .success import (
     COCO,
     SUCCESS,
@@ -59,9 +64,11 @@ from .success import (
     detects_masks,
     finished,
     parts_of,
+    read_success,
     refuse_outdated,
     run_here,
 )
+from .write_parts import Files, Written, check_group, finish_part
 
 log = logging.getLogger("maskrcnn")
 
@@ -79,6 +86,7 @@ class Gathered:
     chosen_receipts: ChosenReceipts
     groups: tuple[Group, ...]
     n_images: int
+    """Those that count."""
 
     @property
     def latest(self) -> Plan:
@@ -98,7 +106,7 @@ def gather(storage: Storage) -> Gathered:
         raise no_run(storage.url, PLAN)
     run = read_run(storage)
     check_run(storage, run, plans[0])
-    check_manifest(storage, plans[0])
+    check_manifest(storage, plans[-1])
     choice = choose(storage, plans)
     if not any(choice) and finished(storage, plans[-1]) is not None and not storage.list(SHARDS):
         raise UsageError(
@@ -106,108 +114,56 @@ def gather(storage: Storage) -> Gathered:
             "unchanged"
         )
     check_complete(plans, choice)
-    lists = [read_rows(storage, plan)["row"].to_numpy() for plan in plans[1:]]
-    touched = np.zeros(len(plans[0]), np.bool_)
-    for rows in lists:
-        touched[plans[0].shards_of(rows)] = True
-    chosen_receipts = collect(storage, plans, choice, touched, categories_of(run))
-    redone = [
-        [RetryShard(chosen, rows[shard.start : shard.stop]) for chosen, shard in zip(kept, plan, strict=True)]
-        for kept, plan, rows in zip(chosen_receipts.chosen[1:], plans[1:], lists, strict=True)
+    lists = [
+        read_rows(storage, plan)["row"].to_numpy() if plan.first_row is None else np.empty(0, np.int64)
+        for plan in plans
     ]
-    window_index = read_window_index(storage)
+    window_index = read_window_index(storage, plans)
+    retired = read_retired(storage, plans)
+    n_images = (planned_rows(plans) if window_index is None else window_index.n_images) - len(retired)
+    gone = [_retired_by(plan, retired, window_index) for plan in plans]
+    touched = _touched(plans, np.concatenate([*lists, *gone]))
+    chosen_receipts = collect(storage, plans, choice, touched, categories_of(run))
+    generations = [
+        _contribution(plan, kept, rows, without)
+        for plan, kept, rows, without in zip(plans, chosen_receipts.chosen, lists, gone, strict=True)
+    ]
     if window_index is None:
-        groups, n_images = group_shards(chosen_receipts.chosen[0], redone), plans[0].rows
+        groups = group_shards(generations)
     else:
-        groups = group_shards(chosen_receipts.chosen[0], redone, may_begin=window_index.begins_image)
-        n_images = window_index.n_images
+        groups = group_shards(generations, may_begin=window_index.begins_image)
     return Gathered(tuple(plans), run, chosen_receipts, tuple(groups), n_images)
 
 
-def check_group(url: str, group: Group) -> None:
-    """Read a group's files; raise RunError if one does not match its receipt."""
-    storage = Storage(url)
-    for shard in (*group.shards, *(again.shard for generation in group.redone for again in generation)):
-        read_checked(storage, shard.images)
-        read_checked(storage, shard.instances)
+def _retired_by(plan: Plan, retired: pa.Table, window_index: WindowIndex | None) -> NDArray[np.int64]:
+    """Return the rows of the manifest, or the windows, that no longer count from a generation on, ascending."""
+    rows = np.asarray(retired.filter(pc.equal(retired["generation"], plan.generation))["row"].to_numpy())
+    if window_index is None or not len(rows):
+        return rows
+    return np.concatenate([np.arange(*window_index.range_of(row)) for row in rows.tolist()])
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The files of a group."""
-
-    files: tuple[tuple[str, File], ...]
-    """(table, file); exactly one of `images`, and one of `instances`."""
-    stats: Stats
-    """Statistics of the rows that are in no receipt's statistics."""
-    windows: Mapping[str, int] = field(default_factory=dict)
-    """Number of windows by status."""
-
-
-def write_part(
-    url: str, generation: int, categories: Sequence[Category], group: Group, *, masks: bool = True
-) -> Written:
-    """Write one part of each table from the shards of a group.
-
-    Args:
-        url: the run's directory.
-        generation: of the tables.
-        categories: of the model.
-        group: the shards.
-        masks: whether the model detects masks.
-
-    Raises:
-        RunError: a file does not match its receipt, or a later generation was planned.
-    """
-    storage = Storage(url)
-    name = f"part-{generation}-{group.number:05d}.parquet"
-    reader = GroupReader(storage, group, categories)
-
-    def still_current(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        # A delayed task must not write its rows next to those of a later generation.
-        yield from tables
-        refuse_outdated(storage, generation)
-
-    window_index = read_window_index(storage)
-    if window_index is not None:
-        return _write_whole(storage, group, window_index, reader, name, masks=masks)
-    schema = read_checked(storage, group.shards[0].images).schema
-    images = write_tables(storage, f"{IMAGES}/{name}", schema, still_current(reader.images()))
-    instances = write_tables(
-        storage, f"{INSTANCES}/{name}", instances_schema(masks=masks), still_current(reader.instances())
-    )
-    return Written(((IMAGES, images), (INSTANCES, instances)), reader.stats)
+def _touched(plans: Sequence[Plan], rows: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+    """Return, for each generation, whether some of these rows are in each of its shards; all are of a retry's."""
+    touched = []
+    for plan in plans:
+        marks = np.full(len(plan), plan.first_row is None)
+        if plan.first_row is not None:
+            own = rows[(rows >= plan.first_row) & (rows < plan.first_row + plan.rows)]
+            marks[plan.shards_of(own - plan.first_row)] = True
+        touched.append(marks)
+    return touched
 
 
-def _write_whole(
-    storage: Storage, group: Group, window_index: WindowIndex, reader: GroupReader, name: str, *, masks: bool
-) -> Written:
-    """Write one part of each table from the shards of a group of windows."""
-    windows = pa.concat_tables(reader.images()).combine_chunks()
-    detections = pa.concat_tables(reader.instances()).combine_chunks()
-    first, last = window_index.rows_of(np.array([group.start, group.start + len(windows) - 1])).tolist()
-    with ManifestReader(storage) as manifest:
-        rows = manifest.rows(first, last + 1)
-    whole = assemble(window_index, first, rows, windows, detections, reader.stats.categories, masks=masks)
-    refuse_outdated(storage, int(name.split("-")[1]))
-    files = [
-        (table, write_table(storage, f"{table}/{name}", content))
-        for table, content in (
-            (IMAGES, whole.images),
-            (INSTANCES, whole.instances),
-            (WINDOWS, whole.windows),
-            (PIECES, whole.pieces),
-        )
+def _contribution(
+    plan: Plan, chosen: Sequence[ChosenReceipt], rows: NDArray[np.int64], retired: NDArray[np.int64]
+) -> Generation:
+    if plan.first_row is not None:
+        return Generation(plan.generation, chosen, retired=retired)
+    redone = [
+        RetryShard(each, rows[shard.start : shard.stop]) for each, shard in zip(chosen, plan, strict=True)
     ]
-    folders = geo_folders(window_index)
-    by_folder: dict[str, list[str]] = {}
-    for crs_wkt in whole.polygons:
-        by_folder.setdefault(folders[crs_wkt], []).append(crs_wkt)
-    for folder, systems in by_folder.items():
-        of_crs = pa.concat_tables([whole.polygons[crs_wkt] for crs_wkt in systems])
-        files.append((GEO, write_geoparquet(storage, f"{folder}/{name}", of_crs, systems[0])))
-    status = pc.value_counts(whole.windows["status"]).to_pylist()
-    return Written(tuple(files), whole.stats, {row["values"]: row["counts"] for row in status})
+    return Generation(plan.generation, redone=redone)
 
 
 def _write_coco(
@@ -249,19 +205,20 @@ def reduce_run(
     """
     storage = Storage(url)
     gathered = gather(storage)
-    existing = finished(storage, gathered.latest) if keep_finished else None
-    if existing is None and storage.exists(SUCCESS):
+    before = read_success(storage)
+    is_finished = before is not None and before["generation"] == gathered.latest.generation
+    if before is not None and is_finished and keep_finished:
+        remove_superseded(storage, before)
+        return before
+    refuse_outdated(storage, gathered.latest.generation)
+    if is_finished:
         # Existing tables are replaced only if the new ones can be written.
         run_all(functools.partial(check_group, url), gathered.groups)
-        existing = finished(storage, gathered.latest) if keep_finished else None
-    if existing is not None:
-        return existing
-
-    # From here on readers see an unfinished run, until _SUCCESS is written again.
-    refuse_outdated(storage, gathered.latest.generation)
-    storage.remove(SUCCESS)
+        # From here on readers see an unfinished run, until _SUCCESS is written again.
+        storage.remove(SUCCESS)
+        before = None
     try:
-        return _write_all(storage, gathered, coco_mode, write_report, run_all, wall_s)
+        return _write_all(storage, gathered, before, coco_mode, write_report, run_all, wall_s)
     except (RunError, FileNotFoundError) as error:
         # This reduce may have replaced files of the later generation, which must be reduced again.
         if storage.exists(plan_file(gathered.latest.generation + 1)):
@@ -276,6 +233,7 @@ def reduce_run(
 def _write_all(
     storage: Storage,
     gathered: Gathered,
+    before: dict[str, Any] | None,
     coco_mode: str,
     write_report: WriteReport | None,
     run_all: RunAll,
@@ -283,7 +241,7 @@ def _write_all(
 ) -> dict[str, Any]:
     """Write everything that users read, and last `_SUCCESS`; return its content."""
     url = storage.url
-    success, stats, timings = _write_tables(storage, gathered, run_all, wall_s)
+    success, stats, timings = _write_tables(storage, gathered, before, run_all, wall_s)
     parts = parts_of(success)
     window_index = read_window_index(storage)
     if window_index is not None and window_index.largest > MAX_PIXELS and coco_mode != "never":
@@ -294,6 +252,9 @@ def _write_all(
     info, categories = coco_info(gathered.run, gathered.plans[0]), categories_of(gathered.run)
     written = run_all(functools.partial(_write_coco, url, categories, info), files)
     success["coco"] = [path for paths in written for path in paths]
+    # These have the same names in each generation: they are replaced as shortly before `_SUCCESS` as can be.
+    storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
+    storage.write("timings.json", _json_bytes(timings))
     if write_report is not None:
         run_all(functools.partial(write_report, url), [(gathered.run, stats, timings, success)])
     _commit(storage, success)
@@ -301,17 +262,21 @@ def _write_all(
 
 
 def _write_tables(
-    storage: Storage, gathered: Gathered, run_all: RunAll, wall_s: float | None
+    storage: Storage,
+    gathered: Gathered,
+    before: dict[str, Any] | None,
+    run_all: RunAll,
+    wall_s: float | None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Write the parts, statistics and timings; return the content of `_SUCCESS`, statistics and timings."""
+    """Write the parts that are not as before; return the content of `_SUCCESS`, statistics and timings."""
     plan, chosen_receipts, rows = gathered.latest, gathered.chosen_receipts, gathered.n_images
     categories, masks = categories_of(gathered.run), detects_masks(gathered.run)
-    write = functools.partial(write_part, storage.url, plan.generation, categories, masks=masks)
-    written: list[Written] = run_all(write, gathered.groups)
+    standing = _standing(storage, before)
+    finish = functools.partial(finish_part, storage.url, plan.generation, categories, masks)
+    parts = [(group, standing.get(group.part_name, ())) for group in gathered.groups]
+    written: list[Written] = run_all(finish, parts)
     stats = sum((of_part.stats for of_part in written), start=chosen_receipts.stats).to_json()
     timings = chosen_receipts.timings | _throughput(wall_s, plan.rows)
-    storage.write("stats.json", json.dumps(stats, ensure_ascii=False, allow_nan=False).encode())
-    storage.write("timings.json", _json_bytes(timings))
     counts = {"images": rows, **stats["images"]["status"], "instances": stats["instances"]}
     windows = sum((Counter(of_part.windows) for of_part in written), start=Counter[str]())
     files = [each for of_part in written for each in of_part.files]
@@ -320,6 +285,7 @@ def _write_tables(
         "generation": plan.generation,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "counts": counts,
+        **({} if plan.update is None else {"update": plan.update.counts()}),
         **({"windows": dict(sorted(windows.items()))} if windows else {}),
         "parts": {
             table: [_file_entry(file) for of_table, file in files if of_table == table]
@@ -334,8 +300,28 @@ def _write_tables(
     return success, stats, timings
 
 
+def _standing(storage: Storage, before: dict[str, Any] | None) -> dict[str, Files]:
+    """Return the files of an earlier generation that exist, by the name of their part; all of a part, or none."""
+    found: dict[str, list[tuple[str, File]]] = {}
+    for table, entries in (before or {}).get("parts", {}).items():
+        for entry in entries:
+            found.setdefault(entry["path"].rpartition("/")[2], []).append((table, File(**entry)))
+
+    def exists(files: list[tuple[str, File]]) -> bool:
+        try:
+            return all(storage.size(file.path) == file.bytes for _, file in files)
+        except FileNotFoundError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        exist = list(pool.map(exists, found.values()))
+    return {
+        name: tuple(files) for (name, files), is_there in zip(found.items(), exist, strict=True) if is_there
+    }
+
+
 def _commit(storage: Storage, success: dict[str, Any]) -> None:
-    """Remove files that are not on the list, check that all files on it exist, and write `_SUCCESS`.
+    """Check that all files on the list exist, write `_SUCCESS`, and remove files that are not on it.
 
     Raises:
         RunError: another command interferes; `_SUCCESS` does not exist, or is that command's.
@@ -355,17 +341,30 @@ def _commit(storage: Storage, success: dict[str, Any]) -> None:
 
     refuse_outdated(storage, success["generation"])
     with ThreadPoolExecutor(8) as pool:
-        others = _written(storage) - sizes.keys()
-        if others:
-            storage.remove(SUCCESS)  # that of another reduce may list them
-            list(pool.map(storage.remove, sorted(others)))
         if not all(pool.map(exists, sizes)):
             raise RunError(interference)
-    refuse_outdated(storage, success["generation"])
-    storage.write(SUCCESS, _json_bytes(success))
+        refuse_outdated(storage, success["generation"])
+        storage.write(SUCCESS, _json_bytes(success))
+    remove_superseded(storage, success)
     if not sizes.keys() <= _written(storage):
         storage.remove(SUCCESS)
         raise RunError(interference)
+
+
+def remove_superseded(storage: Storage, success: dict[str, Any]) -> int:
+    """Remove the files of tables that `_SUCCESS` does not list, those of earlier generations; return their number.
+
+    A command that was killed after it had written `_SUCCESS` leaves them.
+
+    Raises:
+        RunError: a later generation was planned, whose files they may be.
+    """
+    listed = {entry["path"] for entries in success["parts"].values() for entry in entries}
+    others = sorted(_written(storage) - listed - {*success["coco"]})
+    refuse_outdated(storage, success["generation"])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(storage.remove, others))
+    return len(others)
 
 
 def _written(storage: Storage) -> set[str]:

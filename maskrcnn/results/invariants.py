@@ -155,8 +155,8 @@ def status_faults(images: pa.Table) -> Iterator[Fault]:
 class Chunk:
     """Consecutive rows of `images`, and the rows of `instances` that belong to them by their ids."""
 
-    first: int
-    """The row of the manifest, from 0, of the first image."""
+    rows: NDArray[np.int64]
+    """The rows of the manifest, from 0, of the images, ascending."""
     images: pa.Table
     instances: pa.Table
     """In the order of the file; includes rows before the first chunk's first id and after a part's last."""
@@ -221,8 +221,8 @@ _Rule = tuple[NDArray[np.bool_], Callable[[int], str]]
 def _owned(chunk: Chunk) -> _Owned:
     ids = chunk.instances["id"].to_numpy()
     row, number = np.divmod(ids - 1, chunk.ids_per_image)
-    image = row - chunk.first
-    astray = (image < 0) | (image >= len(chunk.images))
+    image = np.minimum(np.searchsorted(chunk.rows, row), max(len(chunk.rows) - 1, 0))
+    astray = chunk.rows[image] != row if len(chunk.rows) else np.ones(len(row), np.bool_)
     image = np.where(astray, 0, image)
 
     def of_image(name: str) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from ..errors import plural
 from ..io.json_files import read_object
 from ..io.parquet import IMAGES, INSTANCES, read_table
 from ..io.storage import Storage
-from ..pipeline.plan import not_finished, read_plans, read_run
+from ..pipeline.plan import PLAN, no_run, not_finished, read_plans, read_run
 from ..pipeline.success import categories_of, read_success
 from ..types import Category
 from .part_checks import disagreement, reading
@@ -81,5 +81,8 @@ def open_run(url: str | os.PathLike[str]) -> Run:
     info = read_run(storage)
     success = read_success(storage)
     if success is None:
-        raise not_finished(os.fspath(url), len(read_plans(storage)))
+        plans = read_plans(storage)
+        if not plans:
+            raise no_run(os.fspath(url), PLAN)
+        raise not_finished(os.fspath(url), plans[-1])
     return Run(os.fspath(url), info, success)

@@ -20,7 +20,7 @@ from ..formats import coco_writer
 from ..formats.geoparquet import GEO as GEO_SCHEMA
 from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from ..io.storage import Storage
-from ..pipeline.manifest_file import FILE_NAME, SKIPPED_NAME, ManifestReader
+from ..pipeline.manifest_file import SKIPPED_NAME, ManifestReader
 from ..pipeline.plan import RUN, run_digest
 from ..pipeline.success import COCO, SUCCESS, RunAll, coco_info
 from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema, pieces_schema
@@ -32,6 +32,7 @@ from .invariants_windows import geo_faults, geo_file_faults, piece_faults, windo
 from .verify_loading import (
     BLOCK_BYTES,
     BrokenError,
+    CurrentInputs,
     LoadedOutput,
     checking,
     chunks,
@@ -58,10 +59,12 @@ def check_records(output: LoadedOutput) -> Checking:
     run, inputs, success = output.run, output.inputs, output.success
     first, latest = output.plans[0], output.plans[-1]
     manifest_sha256 = inputs.get("manifest_sha256", first.manifest_sha256)
+    updates = [plan.update for plan in output.plans if plan.update is not None]
+    listed_first = output.manifest_rows - sum(update.added + update.changed for update in updates)
     compared = [
+        (RUN, "inputs.rows", inputs.get("rows", listed_first), listed_first),
         (RUN, "digest", run["digest"], first.digest),
         (RUN, "the digest of settings and model", run_digest(run["settings"], run["model"]), first.digest),
-        (RUN, "inputs.rows", inputs.get("rows", output.rows), output.rows),
         (RUN, "inputs.manifest_sha256", manifest_sha256, first.manifest_sha256),
         (SUCCESS, "generation", success["generation"], latest.generation),
         (SUCCESS, "schema_version", success["schema_version"], SCHEMA_VERSION),
@@ -69,7 +72,9 @@ def check_records(output: LoadedOutput) -> Checking:
     for plan in output.plans[1:]:
         where = f"the plan of generation {plan.generation}"
         compared.append((where, "digest", plan.digest, first.digest))
-        compared.append((where, "manifest_sha256", plan.manifest_sha256, first.manifest_sha256))
+        if plan.update is None:
+            before = output.plans[plan.generation - 2]
+            compared.append((where, "manifest_sha256", plan.manifest_sha256, before.manifest_sha256))
         if plan.rows_file is not None:
             sha256, _ = digest_and_size(output.storage, plan.rows_file)
             compared.append((plan.rows_file, "sha256", sha256, plan.rows_sha256))
@@ -80,19 +85,21 @@ def check_records(output: LoadedOutput) -> Checking:
 
 
 def check_manifest(output: LoadedOutput) -> Checking:
-    """Check that `manifest.parquet` is the planned one, with the planned number of rows."""
-    sha256, _ = digest_and_size(output.storage, FILE_NAME)
-    if sha256 != output.plans[0].manifest_sha256:
-        raise BrokenError(FILE_NAME, f"sha256 is {sha256}, expected {output.plans[0].manifest_sha256}")
-    with reading(FILE_NAME), ManifestReader(output.storage) as manifest:
+    """Check that the manifest is the planned one, with the planned number of rows."""
+    path, planned = output.manifest, output.plans[-1].manifest_sha256
+    sha256, _ = digest_and_size(output.storage, path)
+    if sha256 != planned:
+        raise BrokenError(path, f"sha256 is {sha256}, expected {planned}")
+    with reading(path), ManifestReader(output.storage, path) as manifest:
         rows, schema = manifest.num_rows, manifest.schema
-    if rows != output.rows:
-        yield Fault(FILE_NAME, f"has {plural(rows, 'row')}, expected {output.rows:,}")
+    if rows != output.manifest_rows:
+        yield Fault(path, f"has {plural(rows, 'row')}, expected {output.manifest_rows:,}")
     if list(schema)[: len(MANIFEST)] != list(MANIFEST):
-        yield Fault(FILE_NAME, f"has the columns {', '.join(schema.names)}")
-    yield from _version_faults(FILE_NAME, schema)
+        yield Fault(path, f"has the columns {', '.join(schema.names)}")
+    yield from _version_faults(path, schema)
     skipped = yield from _check_skipped(output)
-    line = f"{plural(rows, 'row')}, as planned"
+    retired = rows - output.rows
+    line = f"{plural(rows, 'row')}, as planned" + (f", {output.rows:,} of which count" if retired else "")
     return f"{line}; {plural(skipped, 'file')} skipped, each listed" if skipped else line
 
 
@@ -171,7 +178,7 @@ def check_images(output: LoadedOutput) -> Checking:
     storage, rows = output.storage, output.rows
     counts: Counter[str] = Counter()
     row = 0
-    with ManifestReader(storage) as manifest:
+    with CurrentInputs(output) as manifest:
         schema = images_schema(manifest.schema)
         # A retry has newer values of `bytes` and `etag`.
         names = [name for name in schema.names if name in manifest.schema.names]
@@ -268,7 +275,7 @@ def check_windows(output: LoadedOutput) -> Checking:
     if output.items is None:
         return "no windows: images were not divided"
     counts: Counter[str] = Counter()
-    row = n_pieces = n_polygons = 0
+    position = n_pieces = n_polygons = 0
     folders = geo_folders(output.items)
     for part in checking("windows", output.parts):
         name = part.images.removeprefix(f"{IMAGES}/")
@@ -277,11 +284,12 @@ def check_windows(output: LoadedOutput) -> Checking:
         images, instances = (_whole(output, path, None) for path in (part.images, part.instances))
         ranges = ranges_of(windows["image_id"].to_numpy())
         entries = images.select(["image_id", "status", "error", "capped"]).to_pylist()
-        headers = [output.items.sized(row + index) for index in range(len(entries))]
-        for image in entries:
+        rows = output.rows_at(position, position + len(entries)).tolist()
+        position += len(entries)
+        headers = [output.items.sized(row) for row in rows]
+        for row, image in zip(rows, entries, strict=True):
             low, high = ranges.get(image["image_id"], (0, 0))
             yield from window_faults(output.items, row, image, windows.slice(low, high - low))
-            row += 1
         yield from piece_faults(windows, pieces, instances)
         systems = {
             image["image_id"]: header.crs_wkt or "" for image, header in zip(entries, headers, strict=True)

@@ -13,18 +13,20 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ..errors import RunError, plural
 from ..io.parquet import GEO, File, Part
 from ..io.reporting import reported
 from ..io.storage import Storage
-from ..pipeline.manifest_file import FILE_NAME, ManifestReader, read_grid
-from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file
+from ..pipeline.manifest_file import ManifestReader, current_rows, read_grid, read_retired
+from ..pipeline.plan import PLAN, RUN, Plan, no_run, plan_file, planned_rows
 from ..pipeline.success import SUCCESS, categories_of, coco_info, detects_masks, parts_of
 from ..schema import INSTANCES_PER_IMAGE, INSTANCES_PER_RASTER, images_schema, instances_schema
 from ..stats import Stats
@@ -67,17 +69,63 @@ class LoadedOutput:
     """The parts of `images` and `instances`."""
     coco: tuple[str, ...]
     items: WindowIndex | None
-    """The windows of the inputs; None if these were not divided."""
+    """The windows of the inputs, those that no longer count among them; None if these were not divided."""
+    current: NDArray[np.int64]
+    """The rows of the manifest that count, (N,) int64, ascending."""
 
     @property
     def rows(self) -> int:
         """Number of inputs."""
-        return self.plans[0].rows if self.items is None else self.items.n_images
+        return len(self.current)
+
+    @property
+    def manifest_rows(self) -> int:
+        """Number of rows of the manifest, with those that no longer count."""
+        return planned_rows(self.plans) if self.items is None else self.items.n_images
+
+    @property
+    def manifest(self) -> str:
+        """Path of the manifest."""
+        return self.plans[-1].manifest
+
+    def rows_at(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the rows of the manifest at positions of `images`; beyond the last one, rows that do not exist."""
+        extra = self.manifest_rows + np.arange(max(stop - len(self.current), 0))
+        return np.concatenate([self.current, extra])[start:stop] if len(extra) else self.current[start:stop]
 
     @property
     def ids_per_image(self) -> int:
         """Number of instance ids reserved for each image."""
         return INSTANCES_PER_IMAGE if self.items is None else INSTANCES_PER_RASTER
+
+
+class CurrentInputs:
+    """The rows of the manifest that count, by their position.
+
+    Raises:
+        FileNotFoundError, RunError: as `ManifestReader`.
+    """
+
+    def __init__(self, output: LoadedOutput) -> None:
+        self._rows = output.current
+        self._manifest = ManifestReader(output.storage, output.manifest)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """As of `ManifestReader`."""
+        return self._manifest.schema
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Return the inputs from a position to before another."""
+        return self._manifest.take(self._rows[start:stop])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manifest.close()
 
 
 # Records
@@ -105,7 +153,7 @@ def why_unfinished(storage: Storage) -> str | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # a broken record is a finding
     if isinstance(reduced, int) and reduced < latest:
-        return f"generation {latest}, a retry, is not finished: continue it with `maskrcnn retry`"
+        return f"generation {latest} is not finished: continue it with `maskrcnn retry`"
     return None
 
 
@@ -134,13 +182,26 @@ def load_output(storage: Storage) -> LoadedOutput:
         parts = tuple(parts_of(success))
         written = tuple(map(str, success["coco"]))
         dict(success["counts"]), success["generation"], success["schema_version"]
-    items = _items(storage, plans[0], settings)
+    items = _items(storage, plans, settings)
+    current = _current(storage, plans, planned_rows(plans) if items is None else items.n_images)
     return LoadedOutput(
-        storage, run, inputs, plans, success, categories, detectable, tuple(files), parts, written, items
+        storage,
+        run,
+        inputs,
+        plans,
+        success,
+        categories,
+        detectable,
+        tuple(files),
+        parts,
+        written,
+        items,
+        current,
     )
 
 
-def _items(storage: Storage, plan: Plan, settings: dict[str, Any]) -> WindowIndex | None:
+def _items(storage: Storage, plans: Sequence[Plan], settings: dict[str, Any]) -> WindowIndex | None:
+    plan = plans[-1]
     if plan.grid_file is None:
         return None
     try:
@@ -148,7 +209,16 @@ def _items(storage: Storage, plan: Plan, settings: dict[str, Any]) -> WindowInde
     except RunError as error:
         raise BrokenError(plan.grid_file, error) from error
     with _fields_of(RUN):
-        return WindowIndex(grid, Cutting(int(settings["window"]), int(settings["overlap"])), plan.rows)
+        cutting = Cutting(int(settings["window"]), int(settings["overlap"]))
+        return WindowIndex(grid, cutting, planned_rows(plans))
+
+
+def _current(storage: Storage, plans: Sequence[Plan], n_rows: int) -> NDArray[np.int64]:
+    try:
+        return current_rows(n_rows, read_retired(storage, plans))
+    except RunError as error:
+        named = [plan.retired_file for plan in plans if plan.retired_file is not None]
+        raise BrokenError(named[-1], error) from error
 
 
 def _plans(storage: Storage) -> tuple[Plan, ...]:
@@ -281,7 +351,7 @@ def chunks(
         BrokenError: a part is missing, damaged, or of another schema.
     """
     storage = output.storage
-    with reading(FILE_NAME), ManifestReader(storage) as manifest:
+    with reading(output.manifest), ManifestReader(storage, output.manifest) as manifest:
         schema = images_schema(manifest.schema)
     of_run = instances_schema(masks=output.detectable.masks)
     no_rows = of_run.empty_table().select(of_instance or of_run.names)
@@ -289,11 +359,13 @@ def chunks(
     waiting = _Waiting(row_groups(storage, part.instances, of_run, of_instance), no_rows)
     for group in row_groups(storage, part.images, schema, of_image):
         for images in _cut(group):
+            rows = output.rows_at(row, row + len(images))
             row += len(images)
-            below = waiting.below(row * output.ids_per_image + 1)
-            yield Chunk(row - len(images), images, below, output.ids_per_image)
+            below = waiting.below((int(rows[-1]) + 1) * output.ids_per_image + 1)
+            yield Chunk(rows, images, below, output.ids_per_image)
     if len(rest := waiting.below(None)):
-        yield Chunk(row, schema.empty_table().select(of_image), rest, output.ids_per_image)
+        no_images = schema.empty_table().select(of_image)
+        yield Chunk(output.current[:0], no_images, rest, output.ids_per_image)
 
 
 def _cut(images: pa.Table) -> Iterator[pa.Table]:

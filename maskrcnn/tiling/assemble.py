@@ -41,7 +41,7 @@ from .stitching import WindowDetections, stitch
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The rows of consecutive whole images."""
+    """The rows of whole images."""
 
     images: pa.Table
     instances: pa.Table
@@ -54,7 +54,7 @@ class Assembled:
 
 def assemble(
     window_index: WindowIndex,
-    first_row: int,
+    rows: NDArray[np.int64],
     manifest_rows: pa.Table,
     windows: pa.Table,
     found: pa.Table,
@@ -62,12 +62,12 @@ def assemble(
     *,
     masks: bool = True,
 ) -> Assembled:
-    """Combine the windows of consecutive whole images.
+    """Combine the windows of whole images.
 
     Args:
         window_index: the window index of the run.
-        first_row: the row of the first image in the manifest.
-        manifest_rows: the rows of the images in the manifest.
+        rows: (N,) int64, ascending: the images, as rows of the manifest.
+        manifest_rows: these rows.
         windows: the rows of all windows of the images in the shards' tables `images`, in order of window number.
         found: the rows of their detections in the shards' tables `instances`, in order of id.
         categories: the categories of the model.
@@ -80,8 +80,8 @@ def assemble(
     results: list[ImageResult] = []
     window_tables = [WINDOWS.empty_table()]
     piece_tables = [pieces_schema(masks=masks).empty_table()]
-    for index, entry in enumerate(manifest_rows.select(["image_id", "name", "uri"]).to_pylist()):
-        row = first_row + index
+    entries = manifest_rows.select(["image_id", "name", "uri"]).to_pylist()
+    for row, entry in zip(rows.tolist(), entries, strict=True):
         start, stop = window_index.range_of(row)
         of_image = windows.slice(*_slice(numbers, start, stop))
         of_found = found.slice(*_slice(owners, start, stop))

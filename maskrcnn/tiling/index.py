@@ -5,10 +5,11 @@ whose header could not be read has one window without pixels, which will fail. T
 the images, which are stored with the plan as the table `GRID`.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -151,7 +152,8 @@ class WindowIndex:
 
     def __init__(self, table: pa.Table, cutting: Cutting, n_windows: int) -> None:
         self._cutting = cutting
-        self._first = np.append(table["first"].to_numpy(), n_windows)
+        self._first = table["first"].to_numpy()
+        self._stop = np.append(self._first[1:], n_windows)
         self._sizes = table.select(["height", "width", "block_height", "block_width"])
         self._others = table.select(["crs", "transform", "error", "message"])
         # Plans of before version 0.3 have all windows.
@@ -174,11 +176,23 @@ class WindowIndex:
     @property
     def n_images(self) -> int:
         """The number of images."""
-        return len(self._first) - 1
+        return len(self._first)
+
+    def only(self, image_rows: NDArray[np.int64]) -> Self:
+        """Return the windows of some images, (N,) rows of the manifest, ascending, which are then numbered from 0."""
+        chosen = copy.copy(self)
+        chosen._take(image_rows)  # noqa: SLF001 (of the same class)
+        return chosen
+
+    def _take(self, image_rows: NDArray[np.int64]) -> None:
+        self._first, self._stop = self._first[image_rows], self._stop[image_rows]
+        rows = pa.array(image_rows)
+        self._sizes, self._others = self._sizes.take(rows), self._others.take(rows)
+        self._planned = self._planned.take(rows)
 
     def range_of(self, image_row: int) -> tuple[int, int]:
         """Return the number of an image's first window, and the number after its last."""
-        return int(self._first[image_row]), int(self._first[image_row + 1])
+        return int(self._first[image_row]), int(self._stop[image_row])
 
     def numbers_of(self, image_row: int, window_ids: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return the numbers of windows of an image, (N,) int64, from their ids in the image."""
@@ -195,7 +209,7 @@ class WindowIndex:
 
     def begins_image(self, number: int) -> bool:
         """Return whether a window is the first of its image; also true for the number after the last window."""
-        return bool(self._first[np.searchsorted(self._first, number)] == number)
+        return number == self._stop[-1] or number in self._first
 
     def sized(self, image_row: int) -> ImageHeader:
         """Return the header of an image as stored in the plan."""

@@ -16,7 +16,7 @@ from ..imaging.radiometry import Radiometry
 from ..io.inputs import read_input
 from ..io.refusals import Refusal
 from ..io.storage import Storage
-from ..pipeline.manifest_file import read_window_index
+from ..pipeline.manifest_file import read_current_windows
 from ..types import Pixels
 
 
@@ -66,7 +66,7 @@ class RunPixels:
         self._run = run
         self._limits = Limits(settings["max_pixels"], settings["max_bytes"], float("inf"))
         self._decoders: Decoders | None = None
-        self.windows: Final = read_window_index(storage)
+        self.windows: Final = read_current_windows(storage)
         """The windows of the run; None where its images were not divided."""
 
     def __enter__(self) -> Self:

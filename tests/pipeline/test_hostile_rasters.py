@@ -202,6 +202,6 @@ def test_an_image_whose_polygons_fail_keeps_its_masks_and_has_a_code(tmp_path: P
     assert lost["message"].startswith("PROJ does not know its coordinate reference system, FUTURECRS")
     assert (good["status"], good["error"]) == ("ok", None)
     [part] = maskrcnn.open_run(output.url).success["parts"]["geo"]
-    assert (part["path"], part["rows"]) == ("geo/part-1-00000.parquet", 1)
+    assert (part["path"], part["rows"]) == ("geo/part-0000000000-1.parquet", 1)
     assert verify_run(output.url).findings == ()
     assert verify_run(output.url).proven

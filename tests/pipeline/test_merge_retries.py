@@ -14,6 +14,7 @@ from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File, write_table
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.merge_retries import (
+    Generation,
     Group,
     GroupReader,
     RetryResult,
@@ -137,6 +138,12 @@ def in_shards(
     ]
 
 
+def generations(shards: list[ChosenReceipt], *retries: list[RetryShard]) -> list[Generation]:
+    """Return a first generation and retries."""
+    later = [Generation(number, redone=redone) for number, redone in enumerate(retries, 2)]
+    return [Generation(1, shards), *later]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part_bytes", [1, 20_000, 10**9])
 @pytest.mark.parametrize("size", [1, 3, 50])
@@ -151,7 +158,7 @@ def test_groups_give_every_row_once_with_its_latest_outcome(
     ]
     first, *later = [in_shards(storage, 1 + k, found, size) for k, found in enumerate(every)]
     redone = [[RetryShard(chosen, np.array(rows)) for chosen, rows in generation] for generation in later]
-    groups = group_shards([chosen for chosen, _ in first], redone, part_bytes)
+    groups = group_shards(generations([chosen for chosen, _ in first], *redone), part_bytes)
     assert [shard for group in groups for shard in group.shards] == [chosen for chosen, _ in first]
     assert (len(groups) == len(first)) if part_bytes == 1 else len(groups) <= len(first)
 
@@ -177,8 +184,8 @@ def test_a_group_reads_only_the_retries_that_did_its_rows(tmp_path: Path) -> Non
         RetryShard(chosen, np.array(rows))
         for chosen, rows in in_shards(storage, 2, dict.fromkeys([0, 1, 2, 9, 10], 1), 2)
     ]
-    groups = group_shards(first, [again], part_bytes=1)
-    read = [[each.shard.shard for each in group.redone[0]] for group in groups]
+    groups = group_shards(generations(first, again), part_bytes=1)
+    read = [[each.shard.shard for again in group.redone for each in again] for group in groups]
     assert read == [
         ["2-00000000", "2-00000001"],
         ["2-00000001"],
@@ -198,9 +205,10 @@ def test_parts_are_whole_shards_in_order(part_bytes: int) -> None:
         ChosenReceipt(str(i), "a", File("", "", 10 * i % 70, 2), File("", "", 37 * i % 110, 1))
         for i in range(40)
     ]
-    groups = group_shards(shards, part_bytes=part_bytes)
+    groups = group_shards(generations(shards), part_bytes=part_bytes)
     assert [shard for group in groups for shard in group.shards] == shards
-    assert [group.number for group in groups] == list(range(len(groups)))
+    names = [group.part_name for group in groups]
+    assert names == sorted(set(names))
     assert [group.start for group in groups] == [2 * int(group.shards[0].shard) for group in groups]
     for group in groups:
         assert len(group.shards) == 1 or sum(shard.instances.bytes for shard in group.shards) <= part_bytes
@@ -209,8 +217,10 @@ def test_parts_are_whole_shards_in_order(part_bytes: int) -> None:
 def test_what_a_retry_found_makes_the_parts_smaller() -> None:
     shards = [ChosenReceipt(str(i), "a", File("", "", 10, 100), File("", "", 10, 0)) for i in range(10)]
     large = ChosenReceipt("2-0", "a", File("", "", 0, 1000), File("", "", 10_000, 1))
-    assert len(group_shards(shards, part_bytes=2500)) == 1
-    groups: list[Group] = group_shards(shards, [[RetryShard(large, np.arange(1000))]], part_bytes=2500)
+    assert len(group_shards(generations(shards), part_bytes=2500)) == 1
+    groups: list[Group] = group_shards(
+        generations(shards, [RetryShard(large, np.arange(1000))]), part_bytes=2500
+    )
     assert [len(group.shards) for group in groups] == [2] * 5
 
 
@@ -233,7 +243,7 @@ def test_a_group_of_several_shards_stays_within_both_limits(sizes, part_bytes, p
         ChosenReceipt(f"1-{n:08d}", "a", File("images", "", b, rows), File("instances", "", c, found))
         for n, (b, rows, c, found) in enumerate(sizes)
     ]
-    groups = group_shards(chosen, part_bytes=part_bytes, part_rows=part_rows)
+    groups = group_shards(generations(chosen), part_bytes=part_bytes, part_rows=part_rows)
     assert [shard for group in groups for shard in group.shards] == chosen
     for group in groups:
         files = [[shard.images for shard in group.shards], [shard.instances for shard in group.shards]]

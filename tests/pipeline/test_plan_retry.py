@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -224,7 +225,7 @@ def test_reducing_a_retry_again_gives_the_same_bytes(collection: Collection, tmp
     collection.repair(2)
     retried(storage)
     before = parts(tmp_path / "run")
-    assert sorted(before) == ["images/part-2-00000.parquet", "instances/part-2-00000.parquet"]
+    assert sorted(before) == ["images/part-0000000000-2.parquet", "instances/part-0000000000-2.parquet"]
     statistics = storage.read("stats.json")
     reduce_run(storage.url, write_report=write_report)
     assert parts(tmp_path / "run") == before
@@ -387,15 +388,15 @@ def test_what_failed_is_found_over_all_parts(tmp_path: Path) -> None:
         entries.append({"path": f"images/part-1-{k:05d}.parquet", "rows": len(of_part)})
     success = {"parts": {"images": entries, "instances": entries}, "counts": {"images": 100}}
     for only in (None, {"corrupt"}, {"timeout", "not_found"}, {"not_found"}):
-        rows, uris = failed_inputs(storage, success, only)
+        rows, uris = failed_inputs(storage, success, np.arange(100), only)
         expected = [row for row, code in enumerate(codes) if code and (only is None or code in only)]
         assert rows.tolist() == expected
         assert uris == [f"/{row}.png" for row in expected]
     with pytest.raises(RunError, match="the tables have 100 images"):
-        failed_inputs(storage, success | {"counts": {"images": 101}}, None)
+        failed_inputs(storage, success | {"counts": {"images": 101}}, np.arange(101), None)
     storage.remove("images/part-1-00003.parquet")
     with pytest.raises(RunError, match=r"part-1-00003\.parquet is missing or broken"):
-        failed_inputs(storage, success, None)
+        failed_inputs(storage, success, np.arange(100), None)
 
 
 @pytest.mark.parametrize("record", [{"generation": 1}, None])
