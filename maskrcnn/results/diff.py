@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
@@ -103,11 +105,11 @@ class ImageRange:
 
     ours: range
     theirs: range
-    """Rows of B between the same names; empty if images are matched by id."""
+    """Rows of B between the same names; empty if there are `partners`."""
     partners: Ints | None = None
-    """(len(ours),) the row of B with the same id, -1 if there is none; None if images are matched by name."""
+    """(len(ours),) the row of B of the same image, -1 if there is none; None if both are in the order of names."""
     only_theirs: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Rows of B whose ids A does not have."""
+    """Rows of B whose images A does not have."""
 
 
 class Comparison:
@@ -190,7 +192,7 @@ class Comparison:
             RunError: a part cannot be read.
         """
         cuts = [*range(0, max(self._a.n_images, 1), images), self._a.n_images]
-        if self.matched_by == "image_id":
+        if self.matched_by == "image_id" or not (_in_order(self._a) and _in_order(self._b)):
             partners, only_theirs = self._partners()
             found = [
                 ImageRange(range(*cut), range(0), partners[slice(*cut)]) for cut in itertools.pairwise(cuts)
@@ -202,7 +204,7 @@ class Comparison:
         return [ImageRange(range(*ours), range(*theirs)) for ours, theirs in both]
 
     def images(self, within: ImageRange) -> Iterator[ImageDiff]:
-        """Yield every image of either run in a range: by name in order of names, by id in the order of A.
+        """Yield every image of either run in a range, in the order of names or of A.
 
         Raises:
             UsageError: the tables of a run disagree.
@@ -214,7 +216,7 @@ class Comparison:
     def _aligned(self, within: ImageRange) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
         if within.partners is None:
             return self._by_name(within)
-        return self._by_id(within, within.partners)
+        return self._in_order_of_a(within, within.partners)
 
     def image(self, a: ImageRow | None, b: ImageRow | None) -> ImageDiff:
         """Compare one image."""
@@ -271,21 +273,36 @@ class Comparison:
                 yield a, b
                 a, b = next(ours, None), next(theirs, None)
 
-    def _by_id(self, within: ImageRange, partners: Ints) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
-        """Yield images with the same id together: those of A in order, then those that only B has."""
+    def _in_order_of_a(
+        self, within: ImageRange, partners: Ints
+    ) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+        """Yield partners together: images of A in order, then those that only B has."""
         for row, other in zip(within.ours, partners.tolist(), strict=True):
             yield self._a.image(row), self._b.image(other) if other >= 0 else None
         for row in within.only_theirs.tolist():
             yield None, self._b.image(row)
 
     def _partners(self) -> tuple[Ints, Ints]:
-        """Return for each row of A the row of B with its id, or -1; and the rows of B whose ids A does not have."""
-        ours, theirs = (_ids(reader) for reader in (self._a, self._b))
-        order = np.argsort(theirs, kind="stable")
-        if not len(order):
-            return np.full(len(ours), -1, np.int64), order
-        partner = order[np.minimum(np.searchsorted(theirs[order], ours), len(order) - 1)]
-        return np.where(theirs[partner] == ours, partner, -1), np.flatnonzero(~np.isin(theirs, ours))
+        """Return for each row of A the row of B of the same image, or -1; and the rows of B that A does not have."""
+        ours, theirs = (
+            pa.chunked_array(list(reader.column(self.matched_by))) for reader in (self._a, self._b)
+        )
+        partners = pc.fill_null(pc.index_in(ours, value_set=theirs), -1).to_numpy().astype(np.int64)
+        known = pc.is_in(theirs, value_set=ours).to_numpy()
+        return partners, np.flatnonzero(~known)
+
+
+def _in_order(reader: RunReader) -> bool:
+    """Return whether images are in the order of their names, which an update does not keep."""
+    last = ""
+    for column in reader.column("name"):
+        names = column.combine_chunks()
+        if len(names):
+            ascending = pc.all(pc.less_equal(names.slice(0, len(names) - 1), names.slice(1))).as_py()
+            if ascending is False or names[0].as_py().encode() < last.encode():
+                return False
+            last = names[-1].as_py()
+    return True
 
 
 def _places(reader: RunReader, names: Sequence[str]) -> list[int]:
@@ -312,11 +329,6 @@ def _others(count: int, taken: Ints) -> Ints:
 
 def _base(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
-
-
-def _ids(reader: RunReader) -> Ints:
-    pieces = [column.to_numpy().astype(np.int64) for column in reader.column("image_id")]
-    return np.concatenate([np.zeros(0, np.int64), *pieces])
 
 
 # Totals

@@ -360,6 +360,23 @@ def test_images_match_by_id_if_both_runs_were_given_ids(
     assert "2 have another name in B" in cli("diff", *urls).stdout
 
 
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1), (1, 2, 0)])
+def test_a_run_whose_names_are_in_another_order_after_an_update_is_matched_by_name(
+    order: tuple[int, ...], tmp_path: Path
+) -> None:
+    here = [result(row, f"{row}.png", ONE) for row in range(3)]
+    there = [*here[:2], result(3, "3.png", ONE)]
+    a, fresh = (write_run(tmp_path / name, run) for name, run in (("a", here), ("fresh", there)))
+    updated = write_run(tmp_path / "updated", [there[row] for row in order], in_order=False, per_part=2)
+    for one, other in ((a, updated), (updated, a), (updated, fresh)):
+        facts = facts_of(one, other)
+        assert facts["images"]["compared"] == (3 if other == fresh else 2)
+        assert (facts["images"]["only_a"], facts["images"]["only_b"]) == (
+            (0, 0) if other == fresh else (1, 1)
+        )
+        assert facts["equal"] == (other == fresh)
+
+
 def test_another_folder_is_no_other_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     a, b = (
         write_run(tmp_path / side, [result(0, f"{folder}a.png", ONE, image_id=7)], ids_given=True)
