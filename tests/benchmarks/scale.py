@@ -251,7 +251,7 @@ def measure(command: Sequence[str], expected: Sequence[int] = (0,)) -> dict[str,
 
 
 def _running(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _look(root: psutil.Process, seen: dict[int, _Process]) -> None:
@@ -275,7 +275,9 @@ def _role(process: psutil.Process, root: psutil.Process) -> str:
     if process.pid == root.pid:
         return "driver"
     title = " ".join(process.cmdline())
-    return "task" if title.startswith("ray::") or "maskrcnn" in title else "ray"
+    if title.startswith("ray::"):
+        return "task"
+    return "ray" if "/ray/" in title or process.name() in ("raylet", "gcs_server") else "task"
 
 
 def stages_of(sample: Sample, pool: Path, *, planted: bool) -> dict[str, Callable[[], dict[str, Any]]]:
