@@ -23,6 +23,9 @@ _IMAGE: Final = [
 _FOUND: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
 _HELD_GROUPS: Final = 3
 """Row groups cached per table; images requested slightly out of order need more than one."""
+_BLOCK_ROWS: Final = 2048
+_HELD_BLOCKS: Final = 8
+"""Blocks of rows cached as dictionaries, which take ten times the memory of a table's rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +96,7 @@ class RowGroups:
         self._parquet = parquet
         self._columns = columns
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        self._rows: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
         self._arrays: OrderedDict[int, InstanceColumns | None] = OrderedDict()
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         self.firsts: NDArray[np.int64] = np.cumsum([0, *sizes])
@@ -110,12 +113,14 @@ class RowGroups:
     def row(self, row: int) -> dict[str, Any]:
         """Return one row of the file."""
         group = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        if group not in self._rows:
-            self._rows[group] = self._parquet.read_row_group(group, columns=self._columns).to_pylist()
-        self._rows.move_to_end(group)
-        while len(self._rows) > _HELD_GROUPS:
+        block, within = divmod(row - int(self.firsts[group]), _BLOCK_ROWS)
+        if (group, block) not in self._rows:
+            rows = self.table(group).slice(block * _BLOCK_ROWS, _BLOCK_ROWS)
+            self._rows[group, block] = rows.to_pylist()
+        self._rows.move_to_end((group, block))
+        while len(self._rows) > _HELD_BLOCKS:
             self._rows.popitem(last=False)
-        return self._rows[group][row - int(self.firsts[group])]
+        return self._rows[group, block][within]
 
     def slice(self, start: int, stop: int) -> pa.Table:
         """Return consecutive rows of the file."""

@@ -54,7 +54,7 @@ def test_each_part_gets_its_annotations_in_the_order_of_its_images_and_of_the_fi
     shares = Shares(Storage(tmp_path_factory.mktemp("run")), "shares", parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maskrcnn.evaluation.ground_truth_shares.BATCH_ROWS", batch_rows)
-        shares.write(pa.concat_tables(batches), paired, categories)
+        assert shares.write(batches, paired, categories) == len(images)
     for number, task in enumerate(shares.tasks):
         share = read_table(shares._storage, task.share)
         assert share.schema.equals(SHARE)
