@@ -19,6 +19,7 @@ DOCS = Path(__file__).parent
 SCHEMAS = {
     "manifest": "maskrcnn.schema:MANIFEST",
     "skipped": "maskrcnn.schema:SKIPPED",
+    "retired": "maskrcnn.schema:RETIRED",
     "images": "maskrcnn.schema:IMAGES",
     "instances": "maskrcnn.schema:INSTANCES",
     "windows": "maskrcnn.schema:WINDOWS",

@@ -29,6 +29,7 @@ def collect_garbage(output: str) -> dict[str, int]:
     """
     from maskrcnn.pipeline.plan import PLAN, no_run, read_plan, read_run
     from maskrcnn.pipeline.receipts import SHARDS
+    from maskrcnn.pipeline.reduce import remove_superseded
     from maskrcnn.pipeline.success import finished
 
     from ..driver.driver_records import PROBES
@@ -39,12 +40,12 @@ def collect_garbage(output: str) -> dict[str, int]:
     if plan is None:
         raise no_run(output, PLAN)
     read_run(storage)
-    if finished(storage, plan) is None:
-        command = "retry" if plan.generation > 1 else "segment"
+    success = finished(storage, plan)
+    if success is None:
         raise RunError(
-            f"{output} is not finished, so its shards are still needed: continue it with `maskrcnn {command}`"
+            f"{output} is not finished, so its shards are still needed: continue it with `maskrcnn {plan.command}`"
         )
-    removed = {}
+    removed = {"superseded files": remove_superseded(storage, success)}
     for folder in (SHARDS, PROBES):
         removed[f"files in {folder}/"] = len(storage.list(folder))
         storage.remove_tree(folder)

@@ -101,7 +101,7 @@ def run_retry(
     request = planned_request(output, info, coco_mode)
     check_weights(request, info)
     if plan.generation > 1 and finished(storage, plan) is None:
-        log.info("continuing the retry of %s: %s", plan.created, plural(plan.rows, plan.unit))
+        log.info("continuing the %s of %s: %s", plan.kind, plan.created, plural(plan.rows, plan.unit))
         if only is not None:
             log.warning("it keeps the images that it was planned with; --only applies to the next retry")
     else:

@@ -34,7 +34,7 @@ def _lines(facts: dict[str, Any], output: str) -> list[str]:
     generation = f"; generation {facts['generation']}" if facts["generation"] > 1 else ""
     lines = [f"{facts['state']}: {_progress_line(facts)}{generation}"]
     if facts["retry"]:
-        lines.append(f"retry (generation {facts['generation']}): {_progress_line(facts['retry'])}")
+        lines.append(f"{facts['kind']} (generation {facts['generation']}): {_progress_line(facts['retry'])}")
     if facts["waiting_for"]:
         lines.append(f"waiting for {facts['waiting_for']}")
     if facts["skipped"]:
@@ -57,7 +57,8 @@ def run_status(output: str) -> dict[str, Any]:
 
     Returns:
         `state` (`finished`; `unfinished`; `unreduced`: all shards are done, and the tables are to be written), the
-        progress of the first plan and, under `retry`, of a retry that is not finished, what the run is waiting for
+        progress of the first plan and, under `retry`, of a retry or an update that is not finished, the `kind` of the
+        latest generation (`plan`, `retry`, `update`), what the run is waiting for
         (`waiting_for`, a phrase, or None), the number of files that the listing `skipped`, and the `counts` of
         `_SUCCESS`.
 
@@ -84,18 +85,19 @@ def run_status(output: str) -> dict[str, Any]:
     return {
         "state": "finished" if done else "unfinished" if any(pending) else "unreduced",
         "generation": plans[-1].generation,
+        "kind": plans[-1].kind,
         **facts[0],
         "retry": None if done or len(plans) == 1 else facts[-1],
-        "waiting_for": None if done else _waiting_for(pending, read_drivers(storage)),
+        "waiting_for": None if done else _waiting_for(plans[-1], pending, read_drivers(storage)),
         "skipped": sum(skipped.values()),
         "counts": success["counts"] if success else None,
     }
 
 
-def _waiting_for(pending: "Sequence[Sequence[Shard]]", drivers: "Sequence[Driver]") -> str:
+def _waiting_for(latest: "Plan", pending: "Sequence[Sequence[Shard]]", drivers: "Sequence[Driver]") -> str:
     """Return what a run that is not finished is waiting for, and what its user can do."""
     left = sum(map(len, pending))
-    command = "`maskrcnn retry`" if len(pending) > 1 else "`maskrcnn segment`"
+    command = f"`maskrcnn {latest.command}`"
     what = plural(left, "shard") if left else "its tables"
     driver = max(
         drivers, key=lambda driver: ("ended", "unknown", "working").index(driver.state), default=None

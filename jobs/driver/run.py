@@ -14,7 +14,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, planned_rows, read_plan, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
-from maskrcnn.pipeline.reduce import reduce_run
+from maskrcnn.pipeline.reduce import reduce_run, remove_superseded
 from maskrcnn.pipeline.success import RunAll, finished
 from maskrcnn.visualization.run_report import write_report
 
@@ -53,8 +53,10 @@ def run_segment(
     if success is None:
         with resumable():
             success = run_plan(request, plan, resources, address, began, watchers)
-    elif not request.update:
-        log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
+    else:
+        remove_superseded(storage, success)
+        if not request.update:
+            log.info("%s is finished already; `maskrcnn reduce` writes its tables again", request.output)
     if not request.update or is_listed_now:
         return success
     update = prepare_update(request)

@@ -324,13 +324,17 @@ def read_window_index(storage: Storage, plans: Sequence[Plan] | None = None) -> 
     return WindowIndex(read_grid(storage, plans[-1]), cutting, planned_rows(plans))
 
 
-def read_current_windows(storage: Storage) -> WindowIndex | None:
+def read_current_windows(storage: Storage, plans: Sequence[Plan] | None = None) -> WindowIndex | None:
     """Return the windows of the images that count, which are numbered as in the table `images`, from 0.
+
+    Args:
+        storage: the run's directory.
+        plans: of all generations; None: read here.
 
     Raises:
         RunError: as `read_window_index`.
     """
-    plans = read_plans(storage)
+    plans = read_plans(storage) if plans is None else plans
     window_index = read_window_index(storage, plans)
     retired = read_retired(storage, plans)
     if window_index is None or not len(retired):

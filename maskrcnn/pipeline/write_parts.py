@@ -25,9 +25,9 @@ from ..stats import Stats
 from ..tiling.assemble import assemble, geo_folders
 from ..tiling.index import WindowIndex
 from ..types import Category
-from .manifest_file import ManifestReader, read_window_index
+from .manifest_file import ManifestReader, read_current_windows, read_window_index
 from .merge_retries import Group, GroupReader
-from .plan import MANIFEST, read_plan
+from .plan import read_plans
 from .success import refuse_outdated
 
 Files = tuple[tuple[str, File], ...]
@@ -104,8 +104,8 @@ def _write_whole(
     detections = pa.concat_tables(reader.instances()).combine_chunks()
     counting = np.setdiff1d(np.arange(group.start, group.stop), group.retired, assume_unique=True)
     rows = np.unique(window_index.rows_of(counting))
-    plan = read_plan(storage)
-    with ManifestReader(storage, MANIFEST if plan is None else plan.manifest) as manifest:
+    plans = read_plans(storage)
+    with ManifestReader(storage, plans[-1].manifest) as manifest:
         entries = manifest.take(rows)
     whole = assemble(window_index, rows, entries, windows, detections, reader.stats.categories, masks=masks)
     refuse_outdated(storage, generation)
@@ -118,7 +118,7 @@ def _write_whole(
             (PIECES, whole.pieces),
         )
     ]
-    folders = geo_folders(window_index)
+    folders = geo_folders(read_current_windows(storage, plans) or window_index)
     by_folder: dict[str, list[str]] = {}
     for crs_wkt in whole.polygons:
         by_folder.setdefault(folders[crs_wkt], []).append(crs_wkt)
@@ -148,8 +148,13 @@ def finish_part(
     if not files:
         return write_part(url, generation, categories, group, masks=masks)
     storage, of_table = Storage(url), dict(files)
-    if WINDOWS not in of_table:
+    window_index = read_current_windows(storage)
+    if window_index is None:
         return Written(files, GroupReader(storage, group, categories).count())
+    folders = set(geo_folders(window_index).values())
+    if not folders >= {file.path.rpartition("/")[0] for table, file in files if table == GEO}:
+        # The run has, or had, several coordinate reference systems, each of which has a folder.
+        return write_part(url, generation, categories, group, masks=masks)
     images, instances = (read_checked(storage, of_table[table]) for table in (IMAGES, INSTANCES))
     status = pc.value_counts(read_checked(storage, of_table[WINDOWS])["status"]).to_pylist()
     windows = {row["values"]: row["counts"] for row in status}

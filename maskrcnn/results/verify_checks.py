@@ -276,7 +276,7 @@ def check_windows(output: LoadedOutput) -> Checking:
         return "no windows: images were not divided"
     counts: Counter[str] = Counter()
     position = n_pieces = n_polygons = 0
-    folders = geo_folders(output.items)
+    folders = geo_folders(output.items.only(output.current))
     for part in checking("windows", output.parts):
         name = part.images.removeprefix(f"{IMAGES}/")
         windows = _whole(output, f"{WINDOWS}/{name}", WINDOWS_SCHEMA)
