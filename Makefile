@@ -69,6 +69,9 @@ bench: install  ## Print the ratios of the benchmarks page; the longer runs are 
 	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.equality
 
+scale: install  ## CPU seconds and memory of all stages over 10,000 and 100,000 planted images, and how they grow
+	$(BIN)/python -m tests.benchmarks.scale
+
 docs: install  ## Serve the documentation on http://127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
@@ -82,4 +85,4 @@ lock: ## Pin what pyproject.toml asks for
 clean:  ## Remove the environment and what the demo and the site's build wrote
 	rm -rf $(VENV) demo site tests/azurite/node_modules
 
-.PHONY: help install demo test test-fast coverage chaos lint format bench docs docs-build lock clean
+.PHONY: help install demo test test-fast coverage chaos lint format bench scale docs docs-build lock clean

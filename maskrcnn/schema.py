@@ -360,7 +360,7 @@ def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
         image: its row of `images`.
         instances: its rows of `instances`, in their order.
     """
-    boxes, labels = _unstruct(instances["box"]), instances["category_id"].to_numpy()
+    boxes, labels = structs_as_array(instances["box"]), instances["category_id"].to_numpy()
     scores, size = instances["score"].to_numpy(), (image["height"], image["width"])
     if len(instances) and instances["segmentation"].null_count:
         return Detections.of_boxes(*size, boxes, labels, scores, capped=image["capped"])
@@ -373,9 +373,9 @@ def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
         scores=scores,
         masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
         areas=instances["area"].to_numpy(),
-        mask_boxes=_unstruct(instances["mask_box"]),
+        mask_boxes=structs_as_array(instances["mask_box"]),
         capped=image["capped"],
-        frames=_unstruct(instances["frame"])
+        frames=structs_as_array(instances["frame"])
         if len(instances) and not instances["frame"].null_count
         else None,
     )
@@ -387,8 +387,8 @@ def _struct(columns: NDArray[Any], type_: pa.StructType) -> pa.StructArray:
     return pa.StructArray.from_arrays(arrays, fields=list(type_))
 
 
-def _unstruct(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return the inverse of `_struct`."""
+def structs_as_array(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column of structs of K equal fields as an array, (N, K)."""
     structs = column.combine_chunks()
     fields = range(structs.type.num_fields)
     return np.stack([structs.field(i).to_numpy(zero_copy_only=False) for i in fields], axis=1)

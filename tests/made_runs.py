@@ -67,12 +67,12 @@ def write_run(
     categories: Sequence[Category] = PLANTED_CATEGORIES,
     per_part: int = 3,
     ids_given: bool = False,
+    in_order: bool = True,
 ) -> str:
-    """Write a finished run of images, in order of their names, and return its url."""
+    """Write a finished run of images, in order of their names or as after an update, and return its url."""
     storage = Storage(str(url))
-    results = [
-        replace(one, row=row) for row, one in enumerate(sorted(results, key=lambda one: one.name.encode()))
-    ]
+    ordered = sorted(results, key=lambda one: one.name.encode()) if in_order else results
+    results = [replace(one, row=row) for row, one in enumerate(ordered)]
     parts: dict[str, list[dict[str, Any]]] = {"images": [], "instances": []}
     for number, start in enumerate(range(0, max(len(results), 1), per_part)):
         some = results[start : start + per_part]

@@ -1,4 +1,4 @@
-"""The command `maskrcnn diff`: two finished runs over the same images, compared in this process."""
+"""The command `maskrcnn diff`: two finished runs over the same images, compared."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import click
 from maskrcnn.errors import plural
 
 from .plain_text import plain
-from .shared_options import json_option
+from .shared_options import json_option, tasks_option
 
 _ROWS: Final = 20
 """Maximum number of categories in the terminal's table."""
@@ -55,6 +55,7 @@ _ROWS: Final = 20
     show_default=True,
     help="Maximum number of pictures on the page.",
 )
+@tasks_option
 @json_option
 def diff(
     a: str,
@@ -65,6 +66,7 @@ def diff(
     min_score: float,
     output: str | None,
     pictures: int,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Compare two finished runs A and B over the same images, instance by instance.
@@ -75,7 +77,11 @@ def diff(
     """
     import maskrcnn
 
-    facts = maskrcnn.diff(a, b, maskrcnn.DiffRules(match_iou, iou, score, min_score), output, pictures)
+    from ..driver.workers import tasks_at
+
+    rules = maskrcnn.DiffRules(match_iou, iou, score, min_score)
+    with tasks_at(address) as run_all:
+        facts = maskrcnn.diff(a, b, rules, output, pictures, run_all)
     if as_json:
         click.echo(json.dumps(facts))
     else:

@@ -169,6 +169,9 @@ _COMPUTING = [
     ),
 ]
 _PRICE = click.option("--price", metavar="PRICE/h", help="What all machines together cost, as in 2.10/h.")
+tasks_option = click.option(
+    "--address", help="Address of a Ray cluster that does the work; by default this process does."
+)
 _WORKERS = [
     *_COMPUTING,
     click.option("--actors", type=int, help="Maximum number of actors; by default one per CPU or GPU."),

@@ -9,7 +9,7 @@ import click
 from maskrcnn.errors import plural
 
 from .plain_text import plain
-from .shared_options import json_option
+from .shared_options import json_option, tasks_option
 
 if TYPE_CHECKING:
     from maskrcnn.results.verify import VerificationReport
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("output")
+@tasks_option
 @json_option
-def verify(output: str, as_json: bool) -> None:
+def verify(output: str, address: str | None, as_json: bool) -> None:
     """Prove that a finished OUTPUT is complete: each input exactly once, each file unchanged since it was written.
 
     It reads all of OUTPUT, and nothing else. The exit code is 0 if this is proven, 1 if not, and 3 if the run is not
@@ -27,8 +28,10 @@ def verify(output: str, as_json: bool) -> None:
     from maskrcnn.results.verify import verify_run
 
     from ..driver.planning import output_storage
+    from ..driver.workers import tasks_at
 
-    report = verify_run(output_storage(output).url)
+    with tasks_at(address) as run_all:
+        report = verify_run(output_storage(output).url, None if address is None else run_all)
     click.echo(json.dumps(report.to_json()) if as_json else _text(report, output))
     sys.exit(3 if report.unfinished else 0 if report.proven else 1)
 

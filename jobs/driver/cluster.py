@@ -180,7 +180,7 @@ def run_all(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[An
             raise
         if CLUSTER.check():  # it was on a node without what it needs
             return run_all(function, arguments)
-        raise RunError(f"a task of the reduce died: {condense(error)}; run the same command again") from error
+        raise RunError(f"a Ray task died: {condense(error)}; run the same command again") from error
 
 
 def _run_tasks(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:

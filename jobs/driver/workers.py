@@ -55,3 +55,22 @@ def workers_for(
 
     with connected(address, resources) as resolved:
         yield Workers(resolved, map_shards, run_all)
+
+
+@contextlib.contextmanager
+def tasks_at(address: str | None) -> Iterator[RunAll]:
+    """Yield what applies functions, for the duration of a block: Ray tasks of a cluster, or this process.
+
+    Args:
+        address: of the cluster; None: this process.
+
+    Raises:
+        RunError, UsageError: as `cluster.connected`.
+    """
+    if address is None:
+        yield run_here
+        return
+    from .cluster import connected, run_all
+
+    with connected(address, ResourceConfig(device="cpu")):
+        yield run_all

@@ -4,7 +4,7 @@ A `Tally` is the compact form of matches: for each detection its score, its plac
 range of sizes. Tallies of disjoint images, joined in any order, give the same numbers, each equal to `COCOeval`'s.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,11 +25,12 @@ class Tally:
     """What average precision needs of N detections, and of the objects of their images."""
 
     category: NDArray[np.int32]
-    """(N,) from 0."""
+    """(N,) from 0, ascending."""
     score: NDArray[Any]
     """(N,) floats."""
     image: NDArray[np.int64]
-    """(N,) rank of the image by id; the detections of an image are in one tally, in descending order of score."""
+    """(N,) rank of the image by id; the detections of an image are in one tally, those of a category in descending
+    order of score."""
     rank: NDArray[np.int32]
     """(N,) rank within image and category, from 0."""
     bits: NDArray[np.uint8]
@@ -49,7 +50,8 @@ class Tally:
     ) -> "Tally":
         """Return the tally of matches at `IOUS` and in the ranges of `AREAS`."""
         both = np.concatenate([matches.matched.reshape(-1, _CELLS), matches.ignored.reshape(-1, _CELLS)], 1)
-        return cls(category, score, image, rank, np.packbits(both, axis=1), positives)
+        tally = cls(category, score, image, rank, np.packbits(both, axis=1), positives)
+        return tally.taken(np.argsort(category, kind="stable"))
 
     def taken(self, rows: Any) -> "Tally":
         """Return the tally of some detections, by a slice or by places."""
@@ -70,17 +72,20 @@ class Tally:
         return matched, ignored
 
 
-def join(tallies: Sequence[Tally]) -> Tally:
-    """Return one tally of several, in order of category, then of score, as `COCOeval` sorts them."""
+def join(tallies: Sequence[Tally], category: int) -> Tally:
+    """Return one tally of a category's detections in several, by descending score, as `COCOeval` sorts them."""
+    chosen = [
+        tally.taken(slice(*np.searchsorted(tally.category, [category, category + 1]))) for tally in tallies
+    ]
     joined = Tally(
-        np.concatenate([tally.category for tally in tallies]),
-        np.concatenate([tally.score for tally in tallies]),
-        np.concatenate([tally.image for tally in tallies]),
-        np.concatenate([tally.rank for tally in tallies]),
-        np.concatenate([tally.bits for tally in tallies]),
-        np.sum([tally.positives for tally in tallies], axis=0),
+        np.concatenate([tally.category for tally in chosen]),
+        np.concatenate([tally.score for tally in chosen]),
+        np.concatenate([tally.image for tally in chosen]),
+        np.concatenate([tally.rank for tally in chosen]),
+        np.concatenate([tally.bits for tally in chosen]),
+        tallies[0].positives,
     )
-    return joined.taken(np.lexsort((joined.image, -joined.score, joined.category)))  # stable
+    return joined.taken(np.lexsort((joined.image, -joined.score)))  # stable
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,27 +126,22 @@ def average(tallies: Sequence[Tally], max_dets: int) -> Curves:
         tallies: at least one, of disjoint images.
         max_dets: the maximum number of detections of a category in an image; all ranks in the tallies are below it.
     """
-    tally = join(tallies)
-    k_all = len(tally.positives)
+    positives = np.sum([tally.positives for tally in tallies], axis=0)
+    k_all = len(positives)
     curves = Curves(
         -np.ones((len(IOUS), len(RECALLS), k_all, len(AREAS))), -np.ones((len(IOUS), k_all, len(AREAS), 3))
     )
-    bounds = np.searchsorted(tally.category, np.arange(k_all + 1))
-    for k, area, positives in _counted(tally.positives):
-        part = tally.taken(slice(bounds[k], bounds[k + 1]))
-        for t in range(len(IOUS)):
-            matched, ignored = part.cell(t, area)
-            for m, most in enumerate((1, 10, max_dets)):
-                counts = ~ignored & (part.rank < most)
-                hits = matched[counts]
-                curves.recall[t, k, area, m] = np.count_nonzero(hits) / positives
-            curves.precision[t, :, k, area] = _precision(hits, positives)
+    for k in np.flatnonzero(positives.any(axis=1)).tolist():
+        part = join(tallies, k)  # one category at a time, so that what is held is held once
+        for area in np.flatnonzero(positives[k]).tolist():
+            for t in range(len(IOUS)):
+                matched, ignored = part.cell(t, area)
+                for m, most in enumerate((1, 10, max_dets)):
+                    counts = ~ignored & (part.rank < most)
+                    hits = matched[counts]
+                    curves.recall[t, k, area, m] = np.count_nonzero(hits) / positives[k, area]
+                curves.precision[t, :, k, area] = _precision(hits, int(positives[k, area]))
     return curves
-
-
-def _counted(positives: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-    for k, area in np.argwhere(positives).tolist():
-        yield k, area, int(positives[k, area])
 
 
 def _precision(hits: NDArray[np.bool_], positives: int) -> NDArray[np.float64]:

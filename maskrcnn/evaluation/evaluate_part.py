@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError
 from ..formats.coco_checks import ANNOTATIONS
-from ..io.parquet import Part, read_table
+from ..io.parquet import Part, RowsInOrder, read_table
 from ..io.storage import Storage
 from ..results.part_checks import reading
 from .average_precision import Tally
@@ -118,7 +118,7 @@ def _scored(storage: Storage, terms: Terms, task: Task) -> PartScore:
     with storage.open(task.part.instances) as file, pq.ParquetFile(file) as parquet:
         if parquet.metadata.num_rows != firsts[-1]:
             raise RunError(f"{task.part.instances} does not follow the rows of {task.part.images}")
-        reader = _Reader(parquet)
+        reader = RowsInOrder(parquet, _DETECTION_COLUMNS)
         for start, stop in _batches(counts + np.diff(objects)):
             table = reader.take(int(firsts[stop] - firsts[start]))
             evaluated = np.flatnonzero(task.order[start:stop] >= 0)
@@ -177,23 +177,6 @@ def _batches(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         held += size
     if len(sizes):
         yield start, len(sizes)
-
-
-class _Reader:
-    """The rows of a part's instances, taken in order."""
-
-    def __init__(self, parquet: pq.ParquetFile) -> None:
-        self._batches = parquet.iter_batches(BATCH_OBJECTS, columns=_DETECTION_COLUMNS, use_threads=False)
-        self._waiting = parquet.schema_arrow.empty_table().select(_DETECTION_COLUMNS)
-
-    def take(self, count: int) -> pa.Table:
-        tables, held = [self._waiting], len(self._waiting)
-        while held < count:
-            tables.append(pa.Table.from_batches([next(self._batches)]))
-            held += len(tables[-1])
-        table = pa.concat_tables(tables, promote_options="permissive")
-        self._waiting = table.slice(count)
-        return table.slice(0, count)
 
 
 def _detections(

@@ -23,6 +23,7 @@ from ..formats.coco_findings import EXAMPLES, log_findings, summary_of_errors
 from ..formats.coco_reader import CocoFile, CocoImages, read_coco
 from ..io.parquet import Part, read_table, write_table
 from ..io.storage import Storage
+from ..io.temporary import Spilled
 from ..pipeline.success import RunAll, detects_masks, parts_of, run_here
 from ..results.part_checks import check_tables, reading
 from ..results.run import Run, open_run
@@ -124,8 +125,7 @@ def evaluate_run(
     )
     _check_missing(file.images, paired, options)
     has_masks = file.has_masks and detects_masks(run.info)
-    annotations = _annotations(file, _sizes(file.images, paired, listed), masks=has_masks)
-    used = set(np.unique(annotations["category"].to_numpy()).tolist())
+    annotations, used = _annotations(file, _sizes(file.images, paired, listed), masks=has_masks)
     categories = pair_categories(
         file.categories,
         used,
@@ -142,13 +142,9 @@ def evaluate_run(
     order = image_order(file.images, parts, paired)
     shares = Shares(storage, f"{FOLDER}/ground-truth-{uuid.uuid4().hex}", order)
     try:
-        shares.write(annotations, paired, categories)
+        count = shares.write(annotations, paired, categories)
         facts = _facts(file, paired, categories, listed)
-        log.info(
-            "evaluating %s against %s",
-            plural(len(parts), "part"),
-            plural(len(annotations), "annotation"),
-        )
+        log.info("evaluating %s against %s", plural(len(parts), "part"), plural(count, "annotation"))
         del file, annotations
         scores = run_all(partial(score_part, run.url, terms), shares.tasks)
         yield _folded(run, scores, terms, categories, listed, facts), shares
@@ -156,21 +152,27 @@ def evaluate_run(
         storage.remove_tree(shares.folder)
 
 
-def _annotations(file: CocoFile, sizes: NDArray[np.int64], *, masks: bool) -> pa.Table:
-    """Return the annotations that can be used, and log what is wrong with the others."""
+def _annotations(
+    file: CocoFile, sizes: NDArray[np.int64], *, masks: bool
+) -> tuple[Spilled[pa.Table], set[int]]:
+    """Return the annotations that can be used, and the places of their categories; log what is wrong with others."""
     before = {finding.kind for finding in file.findings.listed()}
-    count = file.n_annotations
-    annotations = file.read_annotations(sizes, masks=masks)
-    if masks:
-        empty = annotations["number"].filter(pc.equal(annotations["mask_area"], 0))
-        for number in empty.to_pylist():
-            file.findings.warning("empty mask, which no detection can match", f"annotation no. {number}")
+    annotations, used = Spilled[pa.Table](), set[int]()
+    for table in file.annotation_tables(sizes, masks=masks):
+        if masks:
+            empty = table["number"].filter(pc.equal(table["mask_area"], 0))
+            for number in empty.to_pylist():
+                file.findings.warning("empty mask, which no detection can match", f"annotation no. {number}")
+        if len(table):
+            used.update(np.unique(table["category"].to_numpy()).tolist())
+            annotations.append(table)
     findings = file.findings.listed()
     new = [finding for finding in findings if finding.kind not in before]
+    count = file.n_annotations
     if count and not len(annotations) and (why := summary_of_errors(new) or summary_of_errors(findings)):
         raise UsageError(f"none of the {plural(count, 'annotation')} of {file.source} can be used: {why}")
     log_findings(file.source, new)
-    return annotations
+    return annotations, used
 
 
 def _listed(storage: Storage, parts: Sequence[Part]) -> pa.Table:

@@ -1,6 +1,8 @@
 """The ground truth cut by the run's parts, in files beside the run that tasks anywhere can read."""
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..formats.coco_reader import CocoImages
-from ..io.parquet import Part, read_table, write_table
+from ..io.parquet import BATCH_ROWS, Part, read_table, write_tables
 from ..io.storage import Storage
+from ..io.temporary import Spilled
 from .alignment import PairedCategories, PairedImages
 from .evaluate_part import SHARE, Task
 
@@ -43,26 +46,56 @@ class Shares:
             Task(part, f"{folder}/{number:05d}.parquet", order) for number, (part, order) in enumerate(parts)
         ]
 
-    def write(self, annotations: pa.Table, paired: PairedImages, categories: PairedCategories) -> None:
-        """Write all files, one at a time, from `coco_checks.ANNOTATIONS`."""
+    def write(
+        self, annotations: Iterable[pa.Table], paired: PairedImages, categories: PairedCategories
+    ) -> int:
+        """Write all files from tables of `coco_checks.ANNOTATIONS`; return the number of annotations."""
         row_of = np.full(len(paired.missing) + int((paired.ground_truth >= 0).sum()), -1, np.int64)
         evaluated = np.flatnonzero(paired.ground_truth >= 0)
         row_of[paired.ground_truth[evaluated]] = evaluated
-        rows = row_of[annotations["image"].to_numpy()]
-        category = categories.of_ground_truth[annotations["category"].to_numpy()]
-        rows[category < 0] = -1
-        by_row = np.argsort(rows, kind="stable")  # within an image, in the order of the file
-        first = 0
-        for task in self.tasks:
-            stop = first + task.part.n_images
-            chosen = by_row[slice(*np.searchsorted(rows, [first, stop], sorter=by_row))]
-            share = annotations.take(pa.array(chosen))
-            own = {"row": pa.array(rows[chosen] - first), "category": pa.array(category[chosen])}
-            columns = [own[name] if name in own else share[name] for name in SHARE.names]
-            write_table(self._storage, task.share, pa.table(columns, schema=SHARE))
-            first = stop
+        firsts = np.cumsum([0, *(task.part.n_images for task in self.tasks)])
+        pieces, count = Spilled[pa.Table](), 0
+        of_part: list[list[int]] = [[] for _ in self.tasks]
+        for table in annotations:
+            count += len(table)
+            category = categories.of_ground_truth[table["category"].to_numpy()]
+            rows = np.where(category < 0, -1, row_of[table["image"].to_numpy()])
+            part = np.searchsorted(firsts, rows, side="right") - 1
+            for number in np.unique(part[rows >= 0]).tolist():
+                chosen = np.flatnonzero((part == number) & (rows >= 0))
+                own = {"row": rows[chosen] - firsts[number], "category": category[chosen]}
+                of_part[number].append(pieces.append(_share_of(table.take(pa.array(chosen)), own)))
+        for task, numbers in zip(self.tasks, of_part, strict=True):
+            share = pa.concat_tables([SHARE.empty_table(), *(pieces[number] for number in numbers)])
+            # Within an image, in the order of the file.
+            order = np.argsort(share["row"].to_numpy(), kind="stable")
+            write_tables(self._storage, task.share, SHARE, _in_order(share, order))
+        return count
 
     def read(self, number: int, row: int) -> pa.Table:
         """Return the rows of one image of a part, `SHARE`."""
         share = read_table(self._storage, self.tasks[number].share)
         return share.filter(pc.field("row") == row)
+
+
+def _share_of(annotations: pa.Table, own: Mapping[str, NDArray[Any]]) -> pa.Table:
+    """Return annotations as rows of `SHARE`, with columns of its own."""
+    columns = [pa.array(own[name]) if name in own else annotations[name] for name in SHARE.names]
+    return pa.table(columns, schema=SHARE)
+
+
+def _in_order(table: pa.Table, order: NDArray[np.intp]) -> Iterator[pa.Table]:
+    """Yield the rows of a table in another order, some thousands at a time."""
+    batches = table.to_batches()
+    firsts = np.cumsum([0, *map(len, batches)])
+    for start in range(0, len(order), BATCH_ROWS):
+        chosen = order[start : start + BATCH_ROWS]
+        by_row = np.argsort(chosen)
+        cuts = np.searchsorted(chosen[by_row], firsts)
+        # Not one `take` from the table: it would join the masks of all its rows first.
+        taken = [
+            batch.take(pa.array(chosen[by_row[low:high]] - first))
+            for batch, first, (low, high) in zip(batches, firsts, itertools.pairwise(cuts), strict=False)
+            if high > low
+        ]
+        yield pa.Table.from_batches(taken).take(pa.array(np.argsort(by_row)))

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from ..errors import UsageError
 from ..io.manifests.sources import open_source, usage_errors
 from ..io.storage import Storage
 from ..io.stores.local_names import as_found
+from ..io.temporary import Spilled
 from ..io.url import Url, redact
 from ..masks.rle import MAX_PIXELS
 from .coco_checks import ANNOTATIONS, CATEGORY_LEFT_OUT, IMAGE_LEFT_OUT, Draft, Listed, check_draft, draft_of
@@ -70,7 +71,9 @@ class CocoFile:
     """The number of annotations in the file, likewise."""
     has_masks: bool
     """Whether the annotations have masks, and not only boxes."""
-    _drafts: list[Draft]
+    _drafts: Spilled[Draft]
+    _ids: list[tuple[NDArray[np.bool_], NDArray[np.int64]]]
+    """`Draft.has_id` and `Draft.ids` of all drafts."""
     _images_left_out: Mapping[int | str | None, str]
     _categories_left_out: Mapping[int | str | None, str]
 
@@ -81,9 +84,19 @@ class CocoFile:
         *,
         masks: bool = True,
     ) -> pa.Table:
-        """Return the annotations that can be used, and add what is wrong with the others to `findings`.
+        """Return the annotations that `annotation_tables` yields as one table."""
+        return pa.concat_tables(
+            [ANNOTATIONS.empty_table(), *self.annotation_tables(sizes, left_out, masks=masks)]
+        )
 
-        This empties the file of its annotations, so that they are held once.
+    def annotation_tables(
+        self,
+        sizes: NDArray[np.int64],
+        left_out: NDArray[np.bool_] | None = None,
+        *,
+        masks: bool = True,
+    ) -> Iterator[pa.Table]:
+        """Yield the annotations that can be used, and add what is wrong with the others to `findings`.
 
         Args:
             sizes: (N, 2) height and width of each image in pixels, as stated or, where not, as they are. Zeros:
@@ -92,34 +105,27 @@ class CocoFile:
             masks: whether annotations must have masks; else only their boxes are used, and their masks are decoded
                 only where they have no valid box.
 
-        Returns:
-            `coco_checks.ANNOTATIONS`, in the order of the file.
+        Yields:
+            `coco_checks.ANNOTATIONS`, in the order of the file, some thousands at a time.
         """
         left_out = np.zeros(len(self.images), np.bool_) if left_out is None else left_out
         images = Listed({id_: at for at, id_ in enumerate(self.images.ids)}, self._images_left_out)
         categories = Listed({c.id: at for at, c in enumerate(self.categories)}, self._categories_left_out)
-        tables = [ANNOTATIONS.empty_table()]
-        doubled = _doubled(self._drafts)
-        self._drafts.reverse()
-        for again in doubled:
-            draft = self._drafts.pop()
-            tables.append(
-                check_draft(draft, again, images, categories, sizes, left_out, self.findings, masks=masks)
-            )
-        return pa.concat_tables(tables)
+        for draft, again in zip(self._drafts, _doubled(self._ids), strict=True):
+            yield check_draft(draft, again, images, categories, sizes, left_out, self.findings, masks=masks)
 
 
-def _doubled(drafts: Sequence[Draft]) -> list[NDArray[np.bool_]]:
+def _doubled(drafts: Sequence[tuple[NDArray[np.bool_], NDArray[np.int64]]]) -> list[NDArray[np.bool_]]:
     """Return for each draft which of its annotations have the id of an earlier one."""
     if not drafts:
         return []
-    has_id = np.concatenate([draft.has_id for draft in drafts])
-    ids = np.concatenate([draft.ids for draft in drafts])
+    has_id = np.concatenate([has_id for has_id, _ in drafts])
+    ids = np.concatenate([ids for _, ids in drafts])
     places = np.flatnonzero(has_id)
     again = np.zeros(len(ids), np.bool_)
     again[places] = True
     again[places[np.unique(ids[places], return_index=True)[1]]] = False
-    return np.split(again, np.cumsum([len(draft) for draft in drafts])[:-1])
+    return np.split(again, np.cumsum([len(has_id) for has_id, _ in drafts])[:-1])
 
 
 def read_coco(source: str) -> CocoFile:
@@ -133,12 +139,17 @@ def read_coco(source: str) -> CocoFile:
     """
     images: list[tuple[Any, ...]] = []
     categories: list[dict[str, Any]] = []
-    drafts: list[Draft] = []
+    drafts = Spilled[Draft]()
+    ids: list[tuple[NDArray[np.bool_], NDArray[np.int64]]] = []
+    has_masks = False
     count = 1
     for name, entries in lists_of(source, _LISTS):
         if name == "annotations":
             if entries:
-                drafts.append(draft_of(entries, count))
+                draft = draft_of(entries, count)
+                drafts.append(draft)
+                ids.append((draft.has_id, draft.ids))
+                has_masks |= draft.has_shapes
                 count += len(entries)
             continue
         check_objects(source, name, entries)
@@ -155,7 +166,6 @@ def read_coco(source: str) -> CocoFile:
             f"{source} has no category that can be used"
             + (f": {why}" if why else ": list them under `categories`")
         )
-    has_masks = not drafts or any(draft.has_shapes for draft in drafts)
     return CocoFile(
         source,
         listed,
@@ -163,8 +173,9 @@ def read_coco(source: str) -> CocoFile:
         findings,
         len(images),
         count - 1,
-        has_masks,
+        has_masks or not ids,
         drafts,
+        ids,
         images_left_out,
         categories_left_out,
     )

@@ -26,6 +26,8 @@ TABLES: Final = (IMAGES, INSTANCES, WINDOWS, PIECES, GEO)
 """The tables that users read, in Parquet; the last three belong to windowed runs."""
 ROW_GROUP_ROWS: Final = 61_440
 """Half of DuckDB's default: one image's masks are read in half the time, and a whole column takes no longer."""
+BATCH_ROWS: Final = 16_384
+"""Rows decoded at once where a file is read from front to back."""
 # Values that repeat within a file. A dictionary of anything else (run-length strings, ids, names) is only overhead.
 _REPEATING: Final = ("status", "error", "category_id", "category", "segmentation.size.list.element")
 _ENCODINGS: Final = {
@@ -160,6 +162,32 @@ def _read_here(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
     to Python, so a process that ends meanwhile may be aborted by such a thread (apache/arrow#34314).
     """
     return pq.ParquetFile(source, pre_buffer=False).read(columns, use_threads=False)
+
+
+class RowsInOrder:
+    """The rows of an open Parquet file, taken from the front, a few batches in memory at a time.
+
+    Args:
+        file: the open file.
+        columns: their names; None: all.
+        batch_rows: maximum number of rows decoded at once.
+    """
+
+    def __init__(
+        self, file: pq.ParquetFile, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    ) -> None:
+        self._batches = file.iter_batches(batch_rows, columns=columns, use_threads=False)
+        self._waiting = file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
+
+    def take(self, count: int) -> pa.Table:
+        """Return the next `count` rows; fewer at the end of the file."""
+        tables, held = [self._waiting], len(self._waiting)
+        while held < count and (batch := next(self._batches, None)) is not None:
+            tables.append(pa.Table.from_batches([batch]))
+            held += len(batch)
+        table = pa.concat_tables(tables, promote_options="permissive")
+        self._waiting = table.slice(count)
+        return table.slice(0, count)
 
 
 def read_checked(storage: Storage, file: File) -> pa.Table:

@@ -1,13 +1,18 @@
 """Compare two runs over the same images, instance by instance.
 
-Both runs are read side by side in order, a few row groups of each at a time.
+Both runs are read side by side in order, a few row groups of each at a time, in ranges of images that do not depend on
+each other.
 """
 
-from collections.abc import Iterator
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import UsageError, plural
@@ -30,6 +35,7 @@ from .diff_matching import (
 )
 from .part_checks import unknown_category
 from .reader import ImageRow, RunReader
+from .run import Run
 
 SIZES: Final = ("small", "medium", "large")
 """COCO's size ranges by mask area in pixels: below 32², below 96², and above."""
@@ -86,13 +92,28 @@ class ImageDiff:
     @property
     def weight(self) -> float:
         """Amount of difference, by which images are chosen for pictures."""
+        if not len(self.changed):
+            return 0.0
         moved = self.kinds == MOVED
         whole = np.isin(self.kinds, (RELABELLED, APPEARED, VANISHED)).sum()
         return float(whole + (1 - self.iou[moved]).sum() + 0.01 * (self.kinds == RESCORED).sum())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageRange:
+    """Consecutive images of A, and the images of B to compare them with, both as rows of their manifests."""
+
+    ours: range
+    theirs: range
+    """Rows of B between the same names; empty if there are `partners`."""
+    partners: Ints | None = None
+    """(len(ours),) the row of B of the same image, -1 if there is none; None if both are in the order of names."""
+    only_theirs: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Rows of B whose images A does not have."""
+
+
 class Comparison:
-    """Two finished runs side by side; iterate over it once for the images, in the order of A.
+    """Two finished runs side by side.
 
     Args:
         a: reader of one run.
@@ -115,21 +136,37 @@ class Comparison:
         """By which instances are compared: boxes if the model of a run detects nothing else."""
 
     @property
+    def runs(self) -> tuple[Run, Run]:
+        """Both runs, without the list of their receipts, which grows with them and is not needed."""
+        of_a, of_b = (
+            Run(
+                reader.storage.url,  # absolute, for tasks that work in other folders
+                reader.run.info,
+                {name: value for name, value in reader.run.success.items() if name != "receipts"},
+            )
+            for reader in (self._a, self._b)
+        )
+        return of_a, of_b
+
+    @property
     def settings(self) -> list[str]:
         """The settings in which the runs differ, as text."""
         infos = [reader.run.info for reader in (self._a, self._b)]
         facts = [info["settings"] | {"weights": info["model"].get("sha256", "")[:12]} for info in infos]
         return differences(facts[0], facts[1], RUNS_A_AND_B)
 
-    def check_related(self) -> None:
+    def check_related(self, ranges: Sequence[ImageRange]) -> None:
         """Look for an image that both runs have, and that did not fail in both.
+
+        Args:
+            ranges: all of them.
 
         Raises:
             UsageError: there is none; if none is in both, the message says what the images were matched by, and gives
                 an example of each.
         """
         common = 0
-        for a, b in self._aligned():
+        for a, b in itertools.chain.from_iterable(map(self._aligned, ranges)):
             if a is not None and b is not None:
                 if not a.status == b.status == "failed":
                     return
@@ -147,18 +184,39 @@ class Comparison:
             f"(matched by {self.matched_by}; the first are {first[0]!r} and {first[1]!r})"
         )
 
-    def __iter__(self) -> Iterator[ImageDiff]:
-        """Yield every image of either run.
+    def ranges(self, images: int) -> list[ImageRange]:
+        """Divide the images of both runs into ranges of `images` images of A, in order; each image is in one of them.
 
         Raises:
             UsageError: the tables of a run disagree.
             RunError: a part cannot be read.
         """
-        for a, b in self._aligned():
+        cuts = [*range(0, max(self._a.n_images, 1), images), self._a.n_images]
+        if self.matched_by == "image_id" or not (_in_order(self._a) and _in_order(self._b)):
+            partners, only_theirs = self._partners()
+            found = [
+                ImageRange(range(*cut), range(0), partners[slice(*cut)]) for cut in itertools.pairwise(cuts)
+            ]
+            return [*found[:-1], replace(found[-1], only_theirs=only_theirs)]
+        names = [self._a.image(row).name for row in cuts[1:-1]]
+        bounds = [0, *_places(self._b, names), self._b.n_images]
+        both = zip(itertools.pairwise(cuts), itertools.pairwise(bounds), strict=True)
+        return [ImageRange(range(*ours), range(*theirs)) for ours, theirs in both]
+
+    def images(self, within: ImageRange) -> Iterator[ImageDiff]:
+        """Yield every image of either run in a range, in the order of names or of A.
+
+        Raises:
+            UsageError: the tables of a run disagree.
+            RunError: a part cannot be read.
+        """
+        for a, b in self._aligned(within):
             yield self.image(a, b)
 
-    def _aligned(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
-        return self._by_id() if self.matched_by == "image_id" else self._by_name()
+    def _aligned(self, within: ImageRange) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+        if within.partners is None:
+            return self._by_name(within)
+        return self._in_order_of_a(within, within.partners)
 
     def image(self, a: ImageRow | None, b: ImageRow | None) -> ImageDiff:
         """Compare one image."""
@@ -171,8 +229,7 @@ class Comparison:
         found_a, numbers_a = self._found(self._a, a, 0)
         found_b, numbers_b = self._found(self._b, b, 1)
         pairs, kinds = compare_instances(found_a, found_b, self.rules)
-        vanished = np.setdiff1d(np.arange(len(found_a)), pairs.a)
-        appeared = np.setdiff1d(np.arange(len(found_b)), pairs.b)
+        vanished, appeared = _others(len(found_a), pairs.a), _others(len(found_b), pairs.b)
         none_a, none_b = np.full(len(vanished), -1, np.int64), np.full(len(appeared), -1, np.int64)
         rest = np.repeat(np.array([VANISHED, APPEARED], np.int8), [len(vanished), len(appeared)])
         return ImageDiff(
@@ -201,9 +258,9 @@ class Comparison:
         labels = np.array([codes[label] for label in some.labels.tolist()], np.int32)
         return replace(some, labels=labels), keep
 
-    def _by_name(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+    def _by_name(self, within: ImageRange) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
         """Yield images with the same name together; both runs are in the order of names, as UTF-8 bytes."""
-        ours, theirs = self._a.images(), self._b.images()
+        ours, theirs = map(self._a.image, within.ours), map(self._b.image, within.theirs)
         a, b = next(ours, None), next(theirs, None)
         while a is not None or b is not None:
             if b is None or (a is not None and a.name.encode() < b.name.encode()):
@@ -216,26 +273,62 @@ class Comparison:
                 yield a, b
                 a, b = next(ours, None), next(theirs, None)
 
-    def _by_id(self) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
-        """Yield images with the same id together: those of A in order, then those that only B has."""
-        ours, theirs = (_ids(reader) for reader in (self._a, self._b))
-        order = np.argsort(theirs, kind="stable")
-        place = np.minimum(np.searchsorted(theirs[order], ours), max(len(order) - 1, 0))
-        partner = order[place] if len(order) else np.zeros(len(ours), np.int64)
-        known = theirs[partner] == ours if len(order) else np.zeros(len(ours), np.bool_)
-        for row, (other, both) in enumerate(zip(partner.tolist(), known.tolist(), strict=True)):
-            yield self._a.image(row), self._b.image(other) if both else None
-        for row in np.flatnonzero(~np.isin(theirs, ours)).tolist():
+    def _in_order_of_a(
+        self, within: ImageRange, partners: Ints
+    ) -> Iterator[tuple[ImageRow | None, ImageRow | None]]:
+        """Yield partners together: images of A in order, then those that only B has."""
+        for row, other in zip(within.ours, partners.tolist(), strict=True):
+            yield self._a.image(row), self._b.image(other) if other >= 0 else None
+        for row in within.only_theirs.tolist():
             yield None, self._b.image(row)
+
+    def _partners(self) -> tuple[Ints, Ints]:
+        """Return for each row of A the row of B of the same image, or -1; and the rows of B that A does not have."""
+        ours, theirs = (
+            pa.chunked_array(list(reader.column(self.matched_by))) for reader in (self._a, self._b)
+        )
+        partners = pc.fill_null(pc.index_in(ours, value_set=theirs), -1).to_numpy().astype(np.int64)
+        known = pc.is_in(theirs, value_set=ours).to_numpy()
+        return partners, np.flatnonzero(~known)
+
+
+def _in_order(reader: RunReader) -> bool:
+    """Return whether images are in the order of their names, which an update does not keep."""
+    last = ""
+    for column in reader.column("name"):
+        names = column.combine_chunks()
+        if len(names):
+            ascending = pc.all(pc.less_equal(names.slice(0, len(names) - 1), names.slice(1))).as_py()
+            if ascending is False or names[0].as_py().encode() < last.encode():
+                return False
+            last = names[-1].as_py()
+    return True
+
+
+def _places(reader: RunReader, names: Sequence[str]) -> list[int]:
+    """Return for each of some names, ascending as UTF-8 bytes, the number of images with lower names."""
+    places: list[int] = []
+    first = 0
+    for column in reader.column("name"):
+        while len(places) < len(names):
+            wanted = names[len(places)].encode()
+            at = bisect.bisect_left(range(len(column)), wanted, key=lambda row: column[row].as_py().encode())
+            if at == len(column):
+                break
+            places.append(first + at)
+        first += len(column)
+    return places + [first] * (len(names) - len(places))
+
+
+def _others(count: int, taken: Ints) -> Ints:
+    """Return the numbers below `count` that are not taken, ascending."""
+    free = np.ones(count, np.bool_)
+    free[taken] = False
+    return np.flatnonzero(free)
 
 
 def _base(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2]
-
-
-def _ids(reader: RunReader) -> Ints:
-    pieces = [column.to_numpy().astype(np.int64) for column in reader.column("image_id")]
-    return np.concatenate([np.zeros(0, np.int64), *pieces])
 
 
 # Totals
@@ -246,9 +339,9 @@ class Tally:
 
     def __init__(self, categories: tuple[str, ...]) -> None:
         self._categories = categories
-        self._counts = np.zeros((len(KINDS), len(categories), len(SIZES)), np.int64)
+        self.counts = np.zeros((len(KINDS), len(categories), len(SIZES)), np.int64)
         """By kind, by category and by size in A or, for instances that appeared, in B."""
-        self._relabelled = np.zeros((len(categories), len(categories)), np.int64)
+        self.relabelled = np.zeros((len(categories), len(categories)), np.int64)
         self.images = dict.fromkeys(
             ("compared", "only_a", "only_b", "failed", "resized", "changed", "status_changed", "renamed"), 0
         )
@@ -266,10 +359,16 @@ class Tally:
         labels, areas = np.zeros(len(ours), np.int64), np.zeros(len(ours), np.int64)
         for rows, found, mask in ((image.rows_a, a, ours), (image.rows_b, b, ~ours)):
             labels[mask], areas[mask] = found.labels[rows[mask]], found.areas[rows[mask]]
-        np.add.at(self._counts, (image.kinds, labels, sizes_of(areas)), 1)
+        np.add.at(self.counts, (image.kinds, labels, sizes_of(areas)), 1)
         changed = image.kinds == RELABELLED
         both = (a.labels[image.rows_a[changed]], b.labels[image.rows_b[changed]])
-        np.add.at(self._relabelled, both, 1)
+        np.add.at(self.relabelled, both, 1)
+
+    def add_all(self, other: "Tally") -> None:
+        """Add the images of another tally, of the same runs."""
+        self.counts += other.counts
+        self.relabelled += other.relabelled
+        self.images = {name: count + other.images[name] for name, count in self.images.items()}
 
     @property
     def equal(self) -> bool:
@@ -279,20 +378,20 @@ class Tally:
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts: of images, of instances by kind, by category and by size."""
-        pairs = np.argwhere(self._relabelled)
+        pairs = np.argwhere(self.relabelled)
         relabelled = [
-            (int(self._relabelled[i, j]), self._categories[i], self._categories[j]) for i, j in pairs
+            (int(self.relabelled[i, j]), self._categories[i], self._categories[j]) for i, j in pairs
         ]
         relabelled.sort(key=lambda entry: (-entry[0], *entry[1:]))
         return {
             "images": dict(self.images),
-            "instances": _by_kind(self._counts.sum(axis=(1, 2))),
+            "instances": _by_kind(self.counts.sum(axis=(1, 2))),
             "by_category": {
-                name: _by_kind(self._counts[:, code].sum(axis=1))
+                name: _by_kind(self.counts[:, code].sum(axis=1))
                 for code, name in enumerate(self._categories)
-                if self._counts[:, code].any()
+                if self.counts[:, code].any()
             },
-            "by_size": {name: _by_kind(self._counts[:, :, k].sum(axis=1)) for k, name in enumerate(SIZES)},
+            "by_size": {name: _by_kind(self.counts[:, :, k].sum(axis=1)) for k, name in enumerate(SIZES)},
             "relabelled": [{"from": a, "to": b, "count": count} for count, a, b in relabelled],
         }
 

@@ -6,10 +6,10 @@ row groups, so that other row groups are not read.
 
 import importlib
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,26 +20,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..errors import RunError, UsageError
-from ..io.parquet import Part, read_table
+from ..io.parquet import Part, RowsInOrder, read_table
 from ..io.storage import Storage
 from ..pipeline.carried_columns import carried_names
 from ..pipeline.success import parts_of
 from ..schema import IMAGES, INSTANCES, detections_of
 from ..types import Detections
 from .part_checks import checked_counts, reading
+from .part_reader import OpenPart, RowGroups, open_part
 from .run import Run
 
 WORST: Final = "evaluation/images.parquet"
 """Written by `maskrcnn evaluate`: one row per image, with its panoptic quality."""
-_IMAGE: Final = [
-    *("image_id", "name", "uri", "status", "error", "message"),
-    *("width", "height", "n_instances", "capped", "bytes", "etag"),
-]
-_FOUND: Final = ["category_id", "score", "box", "area", "segmentation", "mask_box", "frame"]
 _HEAVY: Final = ("segmentation", "frame")
 """Columns of `instances` that conditions cannot use."""
-_HELD_GROUPS: Final = 3
-"""Row groups cached per table; images requested slightly out of order need more than one."""
+BLOCK_ROWS: Final = 2**17
+"""Images and instances in which conditions are evaluated at once, plus those of one more image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class RunReader:
         self.storage: Final = Storage(run.url)
         self.parts: Final = parts_of(run.success)
         self._firsts = np.cumsum([0, *(part.n_images for part in self.parts)])
-        self._open: _OpenPart | None = None
+        self._open: OpenPart | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +123,13 @@ class RunReader:
     def detections(self, image: ImageRow) -> Detections:
         """Return the detections of an image that did not fail."""
         size = {"height": image.height, "width": image.width, "capped": image.capped}
-        return detections_of(size, self.instances(image))
+        stop = image.start + image.n_instances
+        with reading(self.storage, image.part.instances):
+            found = self._part(image.part).instances.columns(image.start, stop)
+        if found is None:
+            return detections_of(size, self.instances(image))
+        columns, first = found
+        return columns.detections(size, image.start - first, stop - first)
 
     def boxes(self, image: ImageRow) -> pa.Table:
         """Return `category_id`, `score` and `box` of an image's instances; masks are not read."""
@@ -138,7 +140,7 @@ class RunReader:
             self.storage.open(path) as file,
             pq.ParquetFile(file) as parquet,
         ):
-            groups = _Groups(parquet, columns)
+            groups = RowGroups(parquet, columns)
             return groups.slice(image.start, image.start + image.n_instances)
 
     def rows_of(self, column: str, values: Iterable[Any]) -> dict[Any, int]:
@@ -161,7 +163,7 @@ class RunReader:
                 self.storage.open(part.images) as file,
                 pq.ParquetFile(file) as parquet,
             ):
-                groups = _Groups(parquet, [column])
+                groups = RowGroups(parquet, [column])
                 for group in range(parquet.num_row_groups):
                     some = [value for value in wanted if groups.may_hold(group, value)]
                     if some:
@@ -179,97 +181,33 @@ class RunReader:
             yield values
 
     def tables(self) -> Iterator[tuple[int, pa.Table, pa.Table]]:
-        """Yield the first row, all of `images`, and `instances` without masks, one part at a time."""
+        """Yield consecutive images, about `BLOCK_ROWS` of them and their instances at a time.
+
+        Each with the first of their rows, all columns of `images`, and those of `instances` without masks.
+        """
         columns = [name for name in INSTANCES.names if name not in _HEAVY]
         for part, first in zip(self.parts, self._firsts.tolist(), strict=False):
-            with reading(self.storage, part.images, part.instances):
-                instances = read_table(self.storage, part.instances, columns)
-                images = read_table(self.storage, part.images)
-            yield first, images, instances
+            with reading(self.storage, part.images, part.instances), ExitStack() as stack:
+                files = open_part(stack, self.storage, part)
+                counts = checked_counts(self.storage.url, part, *files)
+                images, instances = (
+                    RowsInOrder(file, names) for file, names in zip(files, (None, columns), strict=True)
+                )
+                for start, stop in pairwise(_cuts(counts + 1)):
+                    of_block = int(counts[start:stop].sum())
+                    yield first + start, images.take(stop - start), instances.take(of_block)
 
-    def _part(self, part: Part) -> "_OpenPart":
+    def _part(self, part: Part) -> "OpenPart":
         if self._open is None or (self._open.part is not part and self._open.part != part):
             self.close()
-            self._open = _OpenPart(self.storage, part)
+            self._open = OpenPart(self.storage, part)
         return self._open
 
 
-class _Groups:
-    """Row groups of one Parquet file, the last few cached."""
-
-    def __init__(self, parquet: pq.ParquetFile, columns: list[str]) -> None:
-        self._parquet = parquet
-        self._columns = columns
-        self._tables: OrderedDict[int, pa.Table] = OrderedDict()
-        self._rows: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
-        sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-        self.firsts: NDArray[np.int64] = np.cumsum([0, *sizes])
-
-    def table(self, group: int) -> pa.Table:
-        """Return a row group."""
-        if group not in self._tables:
-            self._tables[group] = self._parquet.read_row_group(group, columns=self._columns)
-        self._tables.move_to_end(group)
-        while len(self._tables) > _HELD_GROUPS:
-            self._tables.popitem(last=False)
-        return self._tables[group]
-
-    def row(self, row: int) -> dict[str, Any]:
-        """Return one row of the file."""
-        group = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        if group not in self._rows:
-            self._rows[group] = self._parquet.read_row_group(group, columns=self._columns).to_pylist()
-        self._rows.move_to_end(group)
-        while len(self._rows) > _HELD_GROUPS:
-            self._rows.popitem(last=False)
-        return self._rows[group][row - int(self.firsts[group])]
-
-    def slice(self, start: int, stop: int) -> pa.Table:
-        """Return consecutive rows of the file."""
-        low = int(np.searchsorted(self.firsts, start, side="right")) - 1
-        high = int(np.searchsorted(self.firsts, max(stop, start + 1), side="left"))
-        pieces = []
-        for group in range(low, min(high, self._parquet.num_row_groups)):
-            first = int(self.firsts[group])
-            table = self.table(group)
-            begin = max(start - first, 0)
-            pieces.append(table.slice(begin, max(min(stop - first, len(table)) - begin, 0)))
-        if not pieces:
-            schema = self._parquet.schema_arrow
-            return pa.schema([schema.field(name) for name in self._columns]).empty_table()
-        return pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces)
-
-    def may_hold(self, group: int, value: Any) -> bool:
-        """Return whether a value of the first column can be in a row group, by its statistics."""
-        metadata = self._parquet.metadata.row_group(group)
-        for index in range(metadata.num_columns):
-            column = metadata.column(index)
-            if column.path_in_schema == self._columns[0]:
-                statistics = column.statistics
-                known = statistics is not None and statistics.has_min_max
-                return not known or bool(statistics.min <= value <= statistics.max)
-        return True
-
-
-class _OpenPart:
-    """The files of one part, and the row where each image's instances begin."""
-
-    def __init__(self, storage: Storage, part: Part) -> None:
-        self.part = part
-        with reading(storage, part.images, part.instances), ExitStack() as stack:
-            images, instances = (
-                stack.enter_context(pq.ParquetFile(stack.enter_context(storage.open(path))))
-                for path in (part.images, part.instances)
-            )
-            self.images = _Groups(images, _IMAGE)
-            self.instances = _Groups(instances, _FOUND)
-            counts = checked_counts(storage.url, part, images, instances)
-            self._stack = stack.pop_all()
-        self.starts: NDArray[np.int64] = np.cumsum(counts) - counts
-
-    def close(self) -> None:
-        """Close the files."""
-        self._stack.close()
+def _cuts(sizes: NDArray[np.int64]) -> list[int]:
+    """Return where to cut consecutive images of given sizes into blocks of about `BLOCK_ROWS`, from 0 to their end."""
+    block = (np.cumsum(sizes) - sizes) // BLOCK_ROWS
+    return [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(sizes)]
 
 
 # Selection
@@ -352,7 +290,7 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
     """Return the first images that match a condition in SQL, with the matching instances.
 
     The condition may use the columns of `images` and `instances` except masks; an image without detections has null in
-    those of `instances`. It is evaluated part by part, in an in-memory database that can access nothing else.
+    those of `instances`. It is evaluated block by block, in an in-memory database that can access nothing else.
 
     Args:
         reader: of the run.
@@ -375,13 +313,13 @@ def where(reader: RunReader, condition: str, count: int) -> list[Match]:
         statements = duckdb.extract_statements(query)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise UsageError(f"--where takes one condition, an expression as after WHERE, not {condition!r}")
-        for first, images, instances in reader.tables():
-            with duckdb.connect(":memory:", config=_CLOSED) as connection:
+        with duckdb.connect(":memory:", config=_CLOSED) as connection:
+            connection.execute("SET lock_configuration = true")
+            for first, images, instances in reader.tables():
                 rows = pa.array(np.arange(first, first + len(images)))
                 numbered = _distinct(images).append_column("image_row", rows)
                 connection.register("images", numbered)
                 connection.register("instances", instances)
-                connection.execute("SET lock_configuration = true")
                 answer = connection.execute(query)
                 while some := answer.fetchmany(10_000):
                     for row, instance in some:

@@ -6,6 +6,7 @@ otherwise it counts as not passed.
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ from typing import Any, Final
 from ..errors import plural
 from ..io.storage import Storage
 from ..pipeline.plan import RUN, check_version
+from ..pipeline.success import RunAll
 from .verify_checks import (
-    Checking,
     check_coco,
     check_images,
     check_instances,
@@ -28,11 +29,9 @@ from .verify_checks import (
     check_windows,
 )
 from .verify_loading import BrokenError, LoadedOutput, load_output, read_json, why_unfinished
+from .verify_parts import KEPT_FINDINGS, Checking
 
 log = logging.getLogger("maskrcnn")
-
-KEPT_FINDINGS: Final = 20
-"""Maximum number kept of each check; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,12 @@ class VerificationReport:
         }
 
 
-def verify_run(url: str | os.PathLike[str]) -> VerificationReport:
+def verify_run(url: str | os.PathLike[str], run_all: RunAll | None = None) -> VerificationReport:
     """Verify a finished run: that its output is complete, intact and consistent.
 
     Args:
         url: its directory, local or remote.
+        run_all: how the parts are distributed; by default they are verified here, one after the other.
 
     Raises:
         UsageError: there is no run, or it is of another schema version.
@@ -108,12 +108,13 @@ def verify_run(url: str | os.PathLike[str]) -> VerificationReport:
         done["records"] = Outcome("records", passed=False, line="1 finding", findings=1)
         done |= {name: _not_done(name, ["records"]) for name, _, _ in CHECKS[1:]}
         return VerificationReport(None, tuple(done.values()), tuple(findings))
+    by_parts = {name: functools.partial(check, run_all=run_all) for name, check in CHECKS_BY_PARTS.items()}
     for name, check, needed in CHECKS:
         if failed := [other for other in needed if not done[other].passed]:
             done[name] = _not_done(name, failed)
             continue
         log.info("checking %s", name)
-        done[name], kept = _conclude(name, check(output))
+        done[name], kept = _conclude(name, by_parts.get(name, check)(output))
         findings += kept
     return VerificationReport(None, tuple(done.values()), tuple(findings))
 
@@ -131,6 +132,9 @@ def _conclude(name: str, check: Checking) -> tuple[Outcome, list[Finding]]:
             break
         except BrokenError as error:  # which ends the generator
             fault = error.fault
+        if isinstance(fault, int):
+            count += fault
+            continue
         count += 1
         if len(kept) < KEPT_FINDINGS:
             kept.append(Finding(name, *fault))
@@ -157,3 +161,10 @@ CHECKS: Final[tuple[tuple[str, Callable[[LoadedOutput], Checking], tuple[str, ..
     ("coco", check_coco, ("instances",)),
 )
 """Name, function, and the checks that must pass first."""
+CHECKS_BY_PARTS: Final = {
+    "parts": check_parts,
+    "instances": check_instances,
+    "statistics": check_statistics,
+    "coco": check_coco,
+}
+"""Those that read most, whose parts do not depend on each other."""

@@ -22,7 +22,7 @@ from ..io.parquet import GEO, IMAGES, PIECES, TABLES, WINDOWS, File, read_table
 from ..io.storage import Storage
 from ..pipeline.manifest_file import SKIPPED_NAME, ManifestReader
 from ..pipeline.plan import RUN, run_digest
-from ..pipeline.success import COCO, SUCCESS, coco_info
+from ..pipeline.success import COCO, SUCCESS, RunAll, coco_info
 from ..schema import MANIFEST, METADATA, SCHEMA_VERSION, images_schema, pieces_schema
 from ..schema import WINDOWS as WINDOWS_SCHEMA
 from ..stats import STATUSES, Stats
@@ -41,6 +41,7 @@ from .verify_loading import (
     reading,
     row_groups,
 )
+from .verify_parts import Checking, over
 
 log = logging.getLogger("maskrcnn")
 
@@ -49,10 +50,6 @@ FOLDERS: Final = (*TABLES, COCO)
 STATS: Final = "stats.json"
 LOOK_AHEAD: Final = 8192
 """Number of rows of the manifest, beyond the expected ones, in which a row of `images` is searched."""
-
-Checking = Generator[Fault, None, str]
-"""Yields what is wrong, and returns a line with the counts."""
-
 
 # Records and files
 
@@ -136,21 +133,24 @@ def check_listing(output: LoadedOutput) -> Checking:
     return f"{plural(len(standing), 'file')} in the folders of the tables, all of them listed"
 
 
-def check_parts(output: LoadedOutput) -> Checking:
+def check_parts(output: LoadedOutput, run_all: RunAll | None = None) -> Checking:
     """Check that each part that `_SUCCESS` lists exists, with its bytes and rows, in this version's schema."""
     for path, count in Counter(file.path for file in output.files).items():
         if count > 1:
             yield Fault(path, f"is listed {count} times in {SUCCESS}")
-    for file in checking("parts", output.files):
-        try:
-            yield from _part_faults(output.storage, file)
-        except BrokenError as error:
-            yield error.fault
+    yield from over(_part_faults, output, output.files, run_all)
     size = sum(file.bytes for file in output.files) // 10**6
     return f"{plural(len(output.files), 'file')}, {size:,} MB, each with its sha256, bytes, rows and schema version"
 
 
-def _part_faults(storage: Storage, file: File) -> Iterator[Fault]:
+def _part_faults(output: LoadedOutput, file: File) -> Generator[Fault, None, None]:
+    try:
+        yield from _file_faults(output.storage, file)
+    except BrokenError as error:
+        yield error.fault
+
+
+def _file_faults(storage: Storage, file: File) -> Iterator[Fault]:
     sha256, size = digest_and_size(storage, file.path)
     if (sha256, size) != (file.sha256, file.bytes):
         # The content is not read: unverified bytes prove nothing, and may crash their reader.
@@ -203,30 +203,56 @@ def check_images(output: LoadedOutput) -> Checking:
     return f"{plural(rows, 'row')}, each manifest row exactly once and in order: {by_status}"
 
 
-def check_instances(output: LoadedOutput) -> Checking:
+def check_instances(output: LoadedOutput, run_all: RunAll | None = None) -> Checking:
     """Check that each instance occurs once, belongs to its image, and has the area and boxes of its mask."""
-    count, last_id = 0, 0
-    for chunk in chunks("instances", output, ("image_id", "n_instances", "height", "width")):
+    counts = yield from over(_instances_of_part, output, range(len(output.parts)), run_all)
+    shapes = "areas and boxes match the masks" if output.detectable.masks else "areas match the boxes"
+    return f"{plural(sum(counts), 'row')}, ids ascending, in agreement with n_instances; {shapes}"
+
+
+def _instances_of_part(output: LoadedOutput, number: int) -> Generator[Fault, None, int]:
+    count, last_id = 0, _last_id_before(output, number)
+    for chunk in chunks(output, number, ("image_id", "n_instances", "height", "width")):
         yield from instance_faults(chunk, last_id, output.detectable)
         if len(chunk.instances):
             count, last_id = count + len(chunk.instances), chunk.instances["id"][-1].as_py()
-    shapes = "areas and boxes match the masks" if output.detectable.masks else "areas match the boxes"
-    return f"{plural(count, 'row')}, ids ascending, in agreement with n_instances; {shapes}"
+    return count
 
 
-def check_statistics(output: LoadedOutput) -> Checking:
+def _last_id_before(output: LoadedOutput, number: int) -> int:
+    """Return the id of the last instance before a part; 0 if there is none."""
+    for part in reversed(output.parts[:number]):
+        if part.n_instances:
+            with (
+                reading(part.instances),
+                output.storage.open(part.instances) as stored,
+                pq.ParquetFile(stored) as file,
+            ):
+                last = file.read_row_group(file.num_row_groups - 1, ["id"], use_threads=False)["id"][-1]
+            return int(last.as_py())
+    return 0
+
+
+def check_statistics(output: LoadedOutput, run_all: RunAll | None = None) -> Checking:
     """Check that `stats.json` and the counts of `_SUCCESS` agree with the tables."""
     recorded = read_json(output.storage, STATS)
-    stats = Stats.zero(output.categories)
-    of_image = ("image_id", "n_instances", "height", "width", "status", "error")
-    of_instance = ("id", "image_id", "category_id", "score", "area", "box")
-    for chunk in chunks("statistics", output, of_image, of_instance):
-        stats += Stats.of_tables(chunk.images, chunk.instances, output.categories)
+    of_parts = yield from over(_statistics_of_part, output, range(len(output.parts)), run_all)
+    stats = sum(of_parts, start=Stats.zero(output.categories))
     recomputed = json.loads(json.dumps(stats.to_json()))
     counts = {"images": output.rows, **recomputed["images"]["status"], "instances": stats.instances}
     yield from _differences(STATS, recorded, recomputed)
     yield from _differences(f"{SUCCESS}: counts", output.success["counts"], counts)
     return f"{STATS} and the counts of {SUCCESS} agree with the tables"
+
+
+def _statistics_of_part(output: LoadedOutput, number: int) -> Generator[Fault, None, Stats]:
+    stats = Stats.zero(output.categories)
+    of_image = ("image_id", "n_instances", "height", "width", "status", "error")
+    of_instance = ("id", "image_id", "category_id", "score", "area", "box")
+    for chunk in chunks(output, number, of_image, of_instance):
+        stats += Stats.of_tables(chunk.images, chunk.instances, output.categories)
+    return stats
+    yield
 
 
 def _differences(where: str, recorded: Any, recomputed: Any) -> Iterator[Fault]:
@@ -302,7 +328,7 @@ def _polygons(output: LoadedOutput, name: str) -> list[tuple[str, pa.Table]]:
 # COCO JSON
 
 
-def check_coco(output: LoadedOutput) -> Checking:
+def check_coco(output: LoadedOutput, run_all: RunAll | None = None) -> Checking:
     """Check that COCO JSON is what this version writes from the tables, byte for byte."""
     plans = [
         coco_writer.plan_files(output.parts, mode, masks=output.detectable.masks)
@@ -315,26 +341,31 @@ def check_coco(output: LoadedOutput) -> Checking:
             f"lists an unknown set of COCO files: {', '.join(output.coco)}; `maskrcnn reduce` writes those of this "
             "version",
         )
-    storage, info = output.storage, coco_info(output.run, output.plans[0])
-    for file in by_targets[output.coco]:
-        dataset = functools.partial(
-            coco_writer.render_dataset,
-            storage=storage,
-            parts=file.parts,
-            categories=output.categories,
-            info=info,
-        )
-        results = [
-            functools.partial(coco_writer.render_results, storage=storage, parts=file.parts, iou_type=kind)
-            for kind in file.iou_types
-        ]
-        for target, render in zip(file.targets, (dataset, *results), strict=True):
-            log.info("comparing %s", target)
-            with reading(target), storage.open(target) as stored:
-                at = _first_difference(stored, render)
-            if at is not None:
-                yield Fault(target, f"differs from the tables, from byte {at:,} on")
+    targets = [(file, target) for file in by_targets[output.coco] for target in file.targets]
+    yield from over(_coco_faults, output, targets, run_all)
     return f"{plural(len(output.coco), 'file')}, byte for byte as written from the tables"
+
+
+def _coco_faults(
+    output: LoadedOutput, compared: tuple[coco_writer.CocoFile, str]
+) -> Generator[Fault, None, None]:
+    file, target = compared
+    kinds = {file.results_target(kind): kind for kind in file.iou_types}
+    rendered = (
+        functools.partial(coco_writer.render_results, iou_type=kinds[target])
+        if target in kinds
+        else functools.partial(
+            coco_writer.render_dataset,
+            categories=output.categories,
+            info=coco_info(output.run, output.plans[0]),
+        )
+    )
+    render = functools.partial(rendered, storage=output.storage, parts=file.parts)
+    log.info("comparing %s", target)
+    with reading(target), output.storage.open(target) as stored:
+        at = _first_difference(stored, render)
+    if at is not None:
+        yield Fault(target, f"differs from the tables, from byte {at:,} on")
 
 
 def _first_difference(stored: BinaryIO, render: Callable[[BinaryIO], object]) -> int | None:

@@ -335,14 +335,15 @@ def _other_fields(found: pa.Schema, expected: pa.Schema) -> str:
 
 
 def chunks(
-    check: str, output: LoadedOutput, of_image: Sequence[str], of_instance: Sequence[str] | None = None
+    output: LoadedOutput, number: int, of_image: Sequence[str], of_instance: Sequence[str] | None = None
 ) -> Iterator[Chunk]:
-    """Yield all images in order, in chunks with the instances that belong to them by their ids.
+    """Yield the images of a part in order, in chunks with the instances that belong to them by their ids.
 
-    Rows of a part after the instances of its last image come in a chunk without images.
+    Rows of the part after the instances of its last image come in a chunk without images.
 
     Args:
-        check: the name under which progress is logged.
+        output: the run.
+        number: of the part.
         of_image: the columns of `images`, including `n_instances`.
         of_instance: the columns of `instances`, including `id`; None: all.
 
@@ -354,18 +355,17 @@ def chunks(
         schema = images_schema(manifest.schema)
     of_run = instances_schema(masks=output.detectable.masks)
     no_rows = of_run.empty_table().select(of_instance or of_run.names)
-    row = 0
-    for part in checking(check, output.parts):
-        waiting = _Waiting(row_groups(storage, part.instances, of_run, of_instance), no_rows)
-        for group in row_groups(storage, part.images, schema, of_image):
-            for images in _cut(group):
-                rows = output.rows_at(row, row + len(images))
-                row += len(images)
-                below = waiting.below((int(rows[-1]) + 1) * output.ids_per_image + 1)
-                yield Chunk(rows, images, below, output.ids_per_image)
-        if len(rest := waiting.below(None)):
-            no_images = schema.empty_table().select(of_image)
-            yield Chunk(output.current[:0], no_images, rest, output.ids_per_image)
+    row, part = sum(part.n_images for part in output.parts[:number]), output.parts[number]
+    waiting = _Waiting(row_groups(storage, part.instances, of_run, of_instance), no_rows)
+    for group in row_groups(storage, part.images, schema, of_image):
+        for images in _cut(group):
+            rows = output.rows_at(row, row + len(images))
+            row += len(images)
+            below = waiting.below((int(rows[-1]) + 1) * output.ids_per_image + 1)
+            yield Chunk(rows, images, below, output.ids_per_image)
+    if len(rest := waiting.below(None)):
+        no_images = schema.empty_table().select(of_image)
+        yield Chunk(output.current[:0], no_images, rest, output.ids_per_image)
 
 
 def _cut(images: pa.Table) -> Iterator[pa.Table]:

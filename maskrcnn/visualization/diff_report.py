@@ -16,6 +16,7 @@ from ..errors import ItemError, RunError, UsageError, plural
 from ..imaging.geometry import Rect
 from ..io.storage import Storage
 from ..masks.crop import crop_detections
+from ..pipeline.success import RunAll, run_here
 from ..results.diff import Comparison, ImageDiff
 from ..results.diff_matching import APPEARED, KINDS, MOVED, RELABELLED, RESCORED, SAME, VANISHED, Rules
 from ..results.diff_tables import compare_runs
@@ -59,7 +60,12 @@ class DiffPicture:
 
 
 def diff_runs(
-    a: str, b: str, rules: Rules | None = None, output: str | None = None, pictures: int = PICTURES
+    a: str,
+    b: str,
+    rules: Rules | None = None,
+    output: str | None = None,
+    pictures: int = PICTURES,
+    run_all: RunAll = run_here,
 ) -> dict[str, Any]:
     """Compare two finished runs over the same images, instance by instance; return the differences as JSON values.
 
@@ -72,6 +78,7 @@ def diff_runs(
         output: an empty directory or prefix that gets `diff.parquet`, `images.parquet`, `diff.json` and `diff.html`;
             None: nothing is written.
         pictures: maximum number of images on the page.
+        run_all: how the comparison is distributed.
 
     Returns:
         `equal`, whether the runs are equal by the rules; counts of `images`, and of `instances` by kind, by category
@@ -88,7 +95,7 @@ def diff_runs(
         raise UsageError(f"{output} is not empty: name another directory")
     with RunReader(open_run(a)) as one, RunReader(open_run(b)) as other:
         comparison = Comparison(one, other, rules)
-        tally, most = compare_runs(comparison, target, pictures)
+        tally, most = compare_runs(comparison, target, pictures, run_all)
         if renamed := tally.images["renamed"]:
             log.warning(
                 "%s with the same id but another name: are both runs over the same images?",

@@ -142,6 +142,44 @@ def test_in_reverse_vanished_instances_have_appeared(
     )
 
 
+@pytest.mark.slow
+@settings(max_examples=8)
+@given(
+    images=st.lists(
+        st.tuples(edited(), st.sampled_from(["both", "a", "b", "failed"])), min_size=2, max_size=7
+    ),
+    ids_given=st.booleans(),
+    range_images=st.sampled_from([1, 2, 3]),
+)
+def test_ranges_of_any_size_give_the_same_bytes(
+    images: list[tuple[tuple[list[Thing], list[Thing], Any], str]],
+    ids_given: bool,
+    range_images: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("ranges")
+    runs: dict[str, list[ImageResult]] = {"a": [], "b": []}
+    for number, ((before, after, _), where) in enumerate(images):
+        # By id, images of B are in another order than in A.
+        names = (f"{number}.png", f"{9 - number if ids_given else number}.png")
+        for run, name, things in zip("ab", names, (before, after), strict=True):
+            found = None if (where, run) == ("failed", "b") else rectangles(SIDE, SIDE, *things)
+            if where in ("both", "failed", run):
+                runs[run].append(result(number, name, found, image_id=number))
+    if not any(where == "both" for _, where in images):
+        return
+    for run, results in runs.items():
+        write_run(folder / run, results, per_part=2, ids_given=ids_given)
+    files: dict[str, list[bytes]] = {}
+    for name, size in (("whole", 50), ("ranges", range_images)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("maskrcnn.results.diff_tables.RANGE_IMAGES", size)
+            facts_of(*(str(folder / run) for run in "ab"), "--output", str(folder / name), "--pictures", "2")
+        files[name] = [path.read_bytes() for path in sorted((folder / name).rglob("*")) if path.is_file()]
+    assert len(files["whole"]) == 4
+    assert files["ranges"] == files["whole"]
+
+
 # --- matching ------------------------------------------------------------------------------------------------
 
 
@@ -320,6 +358,23 @@ def test_images_match_by_id_if_both_runs_were_given_ids(
         "2 images with the same id but another name: are both runs over the same images?"
     ]
     assert "2 have another name in B" in cli("diff", *urls).stdout
+
+
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1), (1, 2, 0)])
+def test_a_run_whose_names_are_in_another_order_after_an_update_is_matched_by_name(
+    order: tuple[int, ...], tmp_path: Path
+) -> None:
+    here = [result(row, f"{row}.png", ONE) for row in range(3)]
+    there = [*here[:2], result(3, "3.png", ONE)]
+    a, fresh = (write_run(tmp_path / name, run) for name, run in (("a", here), ("fresh", there)))
+    updated = write_run(tmp_path / "updated", [there[row] for row in order], in_order=False, per_part=2)
+    for one, other in ((a, updated), (updated, a), (updated, fresh)):
+        facts = facts_of(one, other)
+        assert facts["images"]["compared"] == (3 if other == fresh else 2)
+        assert (facts["images"]["only_a"], facts["images"]["only_b"]) == (
+            (0, 0) if other == fresh else (1, 1)
+        )
+        assert facts["equal"] == (other == fresh)
 
 
 def test_another_folder_is_no_other_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_runs import rectangles, result, write_run
 
 import maskrcnn
@@ -82,3 +84,46 @@ def test_an_id_is_written_as_a_number_is_printed(tmp_path: Path) -> None:
         ]
         with pytest.raises(UsageError, match="no image '\u0667'"):
             find_images(reader, ["\u0667"])
+
+
+CONDITIONS = ("score > 0.5", "status <> 'ok'", "category_id = 2 AND name < '4'", "id IS NULL", "true")
+
+
+@pytest.mark.slow
+@settings(max_examples=12)
+@given(
+    labels=st.lists(st.lists(st.sampled_from([1, 2]), max_size=4), min_size=1, max_size=9),
+    per_part=st.sampled_from([1, 4, 50]),
+    block=st.sampled_from([1, 3, 50]),
+    count=st.sampled_from([1, 50]),
+    condition=st.sampled_from(CONDITIONS),
+)
+def test_what_matches_does_not_depend_on_parts_and_blocks(
+    labels: list[list[int]],
+    per_part: int,
+    block: int,
+    count: int,
+    condition: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The oracle is one query over whole tables."""
+    results = [
+        result(
+            row,
+            f"{row}.png",
+            rectangles(
+                9, 9, *[((at, 1, at + 2, 4), 0.2 + 0.2 * at, label) for at, label in enumerate(found)]
+            ),
+        )
+        for row, found in enumerate(labels)
+    ]
+    run = maskrcnn.open_run(write_run(tmp_path_factory.mktemp("run"), results, per_part=per_part))
+    images, instances = run.images(), run.instances()  # noqa: F841 - DuckDB finds them by their names
+    query = "SELECT images.name, instance FROM images LEFT JOIN instances USING (image_id)"
+    found: dict[int, list[int]] = {}
+    for name, instance in duckdb.sql(f"{query} WHERE {condition} ORDER BY 1, 2").fetchall():
+        found.setdefault(int(name[0]), []).extend([] if instance is None else [instance])
+    with pytest.MonkeyPatch.context() as patch, RunReader(run) as reader:
+        patch.setattr("maskrcnn.results.reader.BLOCK_ROWS", block)
+        matches = where(reader, condition, count)
+    assert [(match.row, list(match.instances)) for match in matches] == list(found.items())[:count]

@@ -8,8 +8,9 @@ import doctest
 import functools
 import hashlib
 import json
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,39 @@ def test_only_the_first_findings_are_kept_and_all_are_counted(
     assert [finding.where for finding in report.findings] == ["images/stray-0", "images/stray-1"]
     assert [outcome.findings for outcome in report.outcomes if outcome.findings] == [5]
     assert "and 3 more" in command(output.path).stdout
+
+
+def elsewhere(function: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """Apply a function to all arguments, each as another process would: what goes there and comes back is pickled."""
+    sent = pickle.dumps(function)
+    return [pickle.loads(pickle.dumps(pickle.loads(sent)(argument))) for argument in arguments]
+
+
+def other_scores(table: pa.Table) -> pa.Table:
+    field = table.schema.field("score")
+    scores = pa.array([1.5] * len(table), field.type)
+    return table.set_column(table.schema.get_field_index("score"), field, scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda _: None,
+        lambda output: [output.change("instances", other_scores, number=number) for number in (1, 3)],
+        lambda output: [output.change("instances", lambda table: table.slice(1), number=n) for n in (0, 2)],
+        lambda output: output.part("instances", 2).unlink(),
+        lambda output: output.part("images", 2).write_bytes(b"PAR1"),
+        lambda output: output.coco(1).write_bytes(b"[]"),
+    ],
+    ids=["whole", "many findings", "lost rows", "lost part", "damaged part", "other coco"],
+)
+def test_parts_that_are_verified_elsewhere_give_the_same_report(
+    output: Output, tamper: Callable[[Output], object]
+) -> None:
+    tamper(output)
+    report = verify_run(str(output.path))
+    assert verify_run(str(output.path), elsewhere) == report
 
 
 def test_a_check_that_was_not_run_is_not_passed(output: Output) -> None:
