@@ -276,7 +276,7 @@ def _role(process: psutil.Process, root: psutil.Process) -> str:
         return "driver"
     title = " ".join(process.cmdline())
     if title.startswith("ray::"):
-        return "task"
+        return "ray" if "Agent" in title else "task"
     return "ray" if "/ray/" in title or process.name() in ("raylet", "gcs_server") else "task"
 
 
