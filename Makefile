@@ -51,6 +51,7 @@ chaos: install  ## All that kills jobs, and all parameters that are sampled else
 	$(BIN)/python -m tests.chaos.poison --seed $(SEED)
 	$(BIN)/python -m tests.chaos.s3_restarts --seed $(SEED) --rounds 10
 	$(BIN)/python -m tests.chaos.slowdown --seed $(SEED)
+	$(BIN)/python -m tests.chaos.reclaims --seed $(SEED) --rounds 6
 	$(BIN)/python -m tests.chaos.kills --seed $(SEED) --runs 100
 
 lint: install  ## Ruff, mypy and the layers of the rooms

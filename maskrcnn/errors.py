@@ -89,6 +89,10 @@ class RunError(MaskrcnnError):
     """The run stopped before its end for a reason other than its inputs; it can be resumed."""
 
 
+class LimitReachedError(RunError):
+    """The run stopped because the user had limited its time or its cost."""
+
+
 class StoreSetupError(RunError):
     """A store cannot be used as this process is set up: credentials, address, region, a package, or the path.
 

@@ -43,6 +43,17 @@ def test_shards_are_neither_tiny_nor_huge(rows: int) -> None:
     assert 16 <= default_shard_images(rows) <= 1000
 
 
+@given(rows=st.integers(1, 10**9), minutes=st.floats(1e-3, 1e5), image_s=st.floats(1e-4, 1e3))
+def test_a_shard_takes_a_fiftieth_of_the_time_after_which_its_machine_is_taken_away(
+    rows: int, minutes: float, image_s: float
+) -> None:
+    """It is the largest such one that is not larger than on machines that stay, and at least one image."""
+    size, most = default_shard_images(rows, minutes, image_s), default_shard_images(rows)
+    assert 1 <= size <= most
+    assert size == 1 or size * image_s <= minutes * 60 / 50 * (1 + 1e-9)
+    assert size == most or (size + 1) * image_s >= minutes * 60 / 50 * (1 - 1e-9)
+
+
 def test_every_setting_of_what_to_compute_and_how_to_cut_enters_the_digest() -> None:
     compute, cut = InferenceConfig(model="scenes"), ShardingConfig(16)
     settings = settings_of(compute, cut)

@@ -68,7 +68,7 @@ def plan(
     With --measure a sample is computed on the machines that are to process the run, with the same options, and
     discarded.
     """
-    from ..driver.planning import prepare
+    from ..driver.planning import FORECAST, prepare
 
     request = run_request(input, output, options, "auto")
     resources = ResourceConfig(**options)
@@ -76,6 +76,13 @@ def plan(
         if given and measure is None:
             raise UsageError(f"{option} needs a forecast: add --measure, as in --measure 200")
     planned = prepare(request)
+    if measure is not None:
+        from ..driver.measure import measure_each, sized
+
+        forecasts = measure_each(request, planned, resources, address, measure, compare)
+        settings, forecast = max(forecasts, key=lambda one: one[1].rate)
+        if request.reclaim_minutes is not None:
+            planned, forecast = sized(request, planned, forecast)
     facts = {
         f"{planned.unit}s": planned.rows,
         "shards": len(planned),
@@ -88,11 +95,6 @@ def plan(
     if measure is not None:
         from maskrcnn.io.storage import Storage
 
-        from ..driver.measure import measure_each
-        from ..driver.run import FORECAST
-
-        forecasts = measure_each(request, planned, resources, address, measure, compare)
-        settings, forecast = max(forecasts, key=lambda one: one[1].rate)
         facts["forecast"] = forecast.to_json(resources)
         Storage(output).write(FORECAST, f"{json.dumps(facts['forecast'], indent=2)}\n".encode())
         if compare:
@@ -109,6 +111,15 @@ def _options(settings: dict[str, int]) -> str:
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
 
 
+def _use(forecast: "Forecast") -> str:
+    """Return the use of the machines, and the requests to come, in one line."""
+    shares = {"CPUs": forecast.cpu_use, "GPUs": forecast.gpu_use}
+    uses = [f"{share:.0%} of the {name}" for name, share in shares.items() if share is not None]
+    counts = [f"{count:,} {method}" for method, count in forecast.requests.items() if count]
+    requests = f"about {', '.join(counts)}" if counts else "none"
+    return f"used: {' and '.join(uses) or 'not known'}; requests to stores to come: {requests}"
+
+
 def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
     """Return a forecast in lines for a person."""
     unit, rows = forecast.unit, forecast.rows
@@ -121,7 +132,8 @@ def _text(forecast: "Forecast", resources: ResourceConfig) -> list[str]:
         f"each {unit}: {stages}; the network waits for {forecast.waiting:.0%} of the time",
         f"to come: {plural(rows, unit)}, about {plural(round(forecast.instances * rows), 'instance')} and "
         f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB of tables, COCO JSON apart",
-        f"a shard takes {duration(forecast.shard_s)}, and is computed again if its machine is lost (--shard-images)",
+        _use(forecast),
+        f"a shard takes {duration(forecast.shard_s)}, and is computed again if its machine is lost (--reclaim-minutes)",
         f"from the command to the end: {duration(forecast.seconds)}, of which {duration(forecast.start_s)} to start",
     ]
     cost = resources.cost_of(forecast.seconds)

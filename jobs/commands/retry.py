@@ -13,7 +13,15 @@ from maskrcnn.errors import plural
 
 from ..driver.progress import Watcher
 from .run_end import reported
-from .shared_options import cluster_options, coco_option, failure_option, json_option, names_of, notify_option
+from .shared_options import (
+    cluster_options,
+    coco_option,
+    failure_option,
+    json_option,
+    names_of,
+    notify_option,
+    openlineage_option,
+)
 from .summary import conclude, summary_line
 
 log = logging.getLogger("maskrcnn")
@@ -28,6 +36,7 @@ log = logging.getLogger("maskrcnn")
 @coco_option
 @failure_option
 @notify_option
+@openlineage_option
 @json_option
 def retry(
     output: str,
@@ -36,6 +45,7 @@ def retry(
     address: str | None,
     max_failure_rate: float,
     notify: str | None,
+    openlineage: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -46,7 +56,7 @@ def retry(
     """
     codes = names_of(only, "--only", "code") or None
     resources = ResourceConfig(**options)
-    with reported(output, resources, notify, max_failure_rate) as end:
+    with reported(output, resources, notify, openlineage, max_failure_rate) as end:
         success = run_retry(output, codes, coco, resources, address, [end])
         if success is None:
             end.finished("nothing to retry")

@@ -15,6 +15,7 @@ from .shared_options import (
     inference_options,
     json_option,
     notify_option,
+    openlineage_option,
     run_request,
 )
 from .summary import conclude, summary_line
@@ -34,6 +35,7 @@ from .summary import conclude, summary_line
 @coco_option
 @failure_option
 @notify_option
+@openlineage_option
 @json_option
 def segment(
     input: str,  # noqa: A002 (the argument's name in --help)
@@ -43,6 +45,7 @@ def segment(
     address: str | None,
     max_failure_rate: float,
     notify: str | None,
+    openlineage: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -58,7 +61,7 @@ def segment(
 
     request, resources = run_request(input, output, options, coco), ResourceConfig(**options)
     request = dataclasses.replace(request, update=update)
-    with reported(output, resources, notify, max_failure_rate) as end:
+    with reported(output, resources, notify, openlineage, max_failure_rate) as end:
         success = run_segment(request, resources, address, [end])
         end.finished(summary_line(success["counts"], output), success)
         conclude(success, output, as_json, max_failure_rate)

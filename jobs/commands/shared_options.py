@@ -1,5 +1,6 @@
 """Options that several commands share, and the values that they become."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,6 +140,13 @@ _INFERENCE = [
         metavar="N",
         help="Images per shard; by default 16 to 1000, by the number of images.",
     ),
+    click.option(
+        "--reclaim-minutes",
+        type=float,
+        metavar="M",
+        help="Machines are taken away, each after M minutes on average: plan shards that take 1/50 of that at most, by "
+        "the time of an image that plan --measure finds, else by 2 s. A run that is planned keeps its shards.",
+    ),
 ]
 _COMPUTING = [
     click.option(
@@ -257,6 +265,21 @@ notify_option = click.option(
 )
 
 
+def _checked_lineage(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    from .openlineage import check_lineage_server
+
+    return None if url is None else check_lineage_server(url)
+
+
+openlineage_option = click.option(
+    "--openlineage",
+    metavar="URL",
+    envvar="OPENLINEAGE_URL",
+    callback=_checked_lineage,
+    help="Post the begin and the end of the run, its inputs and its tables to this server as events of OpenLineage.",
+)
+
+
 def run_request(source: str, output: str, options: dict[str, Any], coco: str) -> "Request":
     """Take the options of `inference_options` out of a command's options; return the run that they request.
 
@@ -266,8 +289,17 @@ def run_request(source: str, output: str, options: dict[str, Any], coco: str) ->
     from ..driver.planning import Request
 
     shard_images, images_root = options.pop("shard_images"), options.pop("images_root")
+    reclaim_minutes = options.pop("reclaim_minutes")
+    if reclaim_minutes is not None:
+        if not 0 < reclaim_minutes < math.inf:
+            raise UsageError(f"--reclaim-minutes must be above 0, not {reclaim_minutes:g}")
+        if shard_images is not None:
+            raise UsageError("--reclaim-minutes chooses the size of shards: leave out --shard-images")
     strict = options.pop("strict")
-    return Request(source, output, _inference_config(options), shard_images, images_root, coco, strict)
+    inference = _inference_config(options)
+    return Request(
+        *(source, output, inference, shard_images, images_root, coco, strict), reclaim_minutes=reclaim_minutes
+    )
 
 
 def _inference_config(options: dict[str, Any]) -> InferenceConfig:

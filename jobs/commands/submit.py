@@ -4,7 +4,7 @@ import asyncio
 import logging
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import click
 
@@ -30,23 +30,43 @@ def submit(
     """Run a command on a cluster through Ray Jobs.
 
     For example: maskrcnn submit --address http://HOST:8265 -- segment s3://in s3://out --device cuda
+
+    The options of maskrcnn itself stand before the command's name: -- --log-format json segment …
     """
     group = context.find_root().command
-    known = group.list_commands(context) if isinstance(group, click.Group) else []
-    sys.exit(submit_job(address, command, known=known, working_dir=working_dir, wait=not no_wait))
+    if isinstance(group, click.Group):
+        check_command(group, command)
+    sys.exit(submit_job(address, command, working_dir=working_dir, wait=not no_wait))
 
 
-def submit_job(
-    address: str, command: Sequence[str], *, known: Collection[str], working_dir: str | None, wait: bool
-) -> int:
+def check_command(group: click.Group, words: Sequence[str]) -> None:
+    """Check options of the program, and the name of a command after them.
+
+    Args:
+        group: the program.
+        words: what would follow its name on a command line.
+
+    Raises:
+        UsageError: they name no command.
+        click.UsageError: an option before it does not exist, or has another value than it takes.
+    """
+    with group.make_context("maskrcnn", list(words)) as context:
+        _, rest, _ = group.make_parser(context).parse_args(list(words))
+        known = group.list_commands(context)
+    if not rest:
+        raise UsageError(f"name a command after {shlex.join(words)}: {', '.join(known)}")
+    if rest[0] not in known:
+        raise UsageError(f"maskrcnn has no command {rest[0]!r}; it has {', '.join(known)}")
+
+
+def submit_job(address: str, command: Sequence[str], *, working_dir: str | None, wait: bool) -> int:
     """Submit `maskrcnn COMMAND` to the cluster and follow its log.
 
     Credentials are never sent: the job reads them from its node's role or environment.
 
     Args:
         address: of the cluster's dashboard.
-        command: its name and arguments.
-        known: the commands that `maskrcnn` has.
+        command: its name and arguments, and before these options of `maskrcnn` itself.
         working_dir: a folder to upload with the job.
         wait: follow the log until the job ends.
 
@@ -54,7 +74,7 @@ def submit_job(
         The command's exit code; 0 without waiting, `STOPPED` if the job ended without an exit code.
 
     Raises:
-        UsageError: the command does not exist, or contains a password or a token, which Ray would store in plain text.
+        UsageError: the command contains a password or a token, which Ray would store in plain text.
         RunError: the cluster cannot be reached.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -65,8 +85,6 @@ def submit_job(
     from ..driver.ray_errors import advise, condense
     from ..driver.where_to_run import check_reachable
 
-    if command[0] not in known:
-        raise UsageError(f"maskrcnn has no command {command[0]!r}; it has {', '.join(known)}")
     urls = {address: "--address"}
     for argument in command:  # and what follows each `=`, as in --model-arg=NAME=VALUE
         words = argument.split("=")

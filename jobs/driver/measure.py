@@ -23,18 +23,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import RunError
+from maskrcnn.config import ResourceConfig, default_shard_images
+from maskrcnn.errors import RunError, plural
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest_file import ManifestReader, write_manifest
+from maskrcnn.io.stores.request_count import take_requests
+from maskrcnn.io.url import Url
+from maskrcnn.pipeline.manifest_file import ManifestReader, ShardReader, write_manifest
 from maskrcnn.pipeline.plan import Plan, Shard, read_run, run_digest, write_run
 from maskrcnn.pipeline.plan_windows import plan_windows
 from maskrcnn.pipeline.receipts import RECEIPTS, Receipt, read_receipt
 
 from .driver_records import PROBES, read_drivers
-from .planning import Request
+from .node_worker import Done
+from .planning import Request, is_begun, prepare
 from .progress import Progress
+from .request_forecast import GET, requests_to_come
 from .run import left_of
+from .usage import Usage, cpu_use
 from .where_to_run import check_resources
 from .work import Work
 from .worker_spec import worker_spec
@@ -88,6 +93,12 @@ class Forecast:
     """Of the tables, for each image or window, COCO JSON apart."""
     input_bytes: int | None
     """Of all inputs; None if their sizes are not known."""
+    cpu_use: float | None
+    """Share of the workers' CPUs that was used; None if it is not known."""
+    gpu_use: float | None
+    """Share of the time in which the network had images to compute on the GPU; None on CPU."""
+    requests: dict[str, int]
+    """Requests to stores of the run, by method."""
 
     @property
     def seconds(self) -> float:
@@ -120,18 +131,30 @@ class Forecast:
             "eta_s": round(self.seconds, 1),
             "bottleneck": self.bottleneck,
             "waiting": round(self.waiting, 3),
+            "cpu_use": None if self.cpu_use is None else round(self.cpu_use, 3),
+            "gpu_use": None if self.gpu_use is None else round(self.gpu_use, 3),
             "stages_s": {name: float(f"{seconds:.4g}") for name, seconds in self.stages_s.items()},
             "instances": round(self.instances * self.rows),
             "table_bytes": round(self.table_bytes * self.rows),
             "input_bytes": self.input_bytes,
+            "requests": self.requests,
             "cost": resources.cost_of(self.seconds),
         }
 
 
-class _Clock(Progress):
-    """Progress that notes when the first actor was ready."""
+class _Observed(Progress):
+    """Progress that notes when the first actor was ready, and what the workers used."""
 
-    ready: float | None = None
+    def __init__(self, total: int, unit: str) -> None:
+        super().__init__(total, 0, unit=unit)
+        self.ready: float | None = None
+        self.usages: list[Usage] = []
+
+    def add(self, done: Done) -> None:
+        """Count a finished shard."""
+        super().add(done)
+        if done.usage is not None:
+            self.usages.append(done.usage)
 
     def show(self, *, actors: tuple[int, int] | None = None, **options: Any) -> None:
         """Show the line as usual."""
@@ -166,19 +189,21 @@ def measure(
             actors = 1 if workers.lanes else workers.resources.actors or 1
             sample = _Sample.of(storage, request, plan, f"{storage.url}/{folder}/run", count, actors)
             spec = worker_spec(sample.storage, request, sample.run, workers.resources, PROBES, workers.lanes)
-            clock = _Clock(sum(map(len, sample.shards)), 0, unit=plan.unit)
+            spec = dataclasses.replace(spec, metered=True)
+            observed = _Observed(sum(map(len, sample.shards)), plan.unit)
             try:
                 work = Work(iter(sample.shards), len(sample.shards))
-                workers.map_shards(spec, sample.first_uri, clock, work)
+                workers.map_shards(spec, sample.first_uri, observed, work)
             finally:
-                clock.close()
+                observed.close()
             ended = time.monotonic()
         closing_s = time.monotonic() - ended
         receipts = [read_receipt(sample.storage, path) for path in sample.storage.list(RECEIPTS)]
+        to_start = _requests_to_start(sample)
     finally:
         with contextlib.suppress(RunError):  # what ended it is what counts
             storage.remove_tree(folder)
-    ready = begun if clock.ready is None else clock.ready
+    ready = begun if observed.ready is None else observed.ready
     if ended - ready < FEW_SECONDS and left.rows > sum(map(len, sample.shards)):
         log.warning(
             "the sample took %.1f s, too short for a good forecast: use a larger --measure", ended - ready
@@ -191,6 +216,7 @@ def measure(
         ended - ready,
         ready - begun + closing_s,
         sample.input_bytes,
+        _Used(observed.usages, to_start, in_store=not Url.parse(storage.url).is_local),
     )
 
 
@@ -226,6 +252,34 @@ def measure_each(
         chosen = dataclasses.replace(resources, **settings)  # type: ignore[arg-type]
         forecasts.append((settings, measure(request, plan, chosen, address, count)))
     return forecasts
+
+
+def sized(request: Request, plan: Plan, forecast: Forecast) -> tuple[Plan, Forecast]:
+    """Plan anew with shards of the size that `reclaim_minutes` asks for at the measured pace.
+
+    A run that has begun keeps its shards.
+
+    Args:
+        request: the run, with `reclaim_minutes`.
+        plan: its plan.
+        forecast: by a sample of it.
+
+    Returns:
+        The plan that is in effect, and the forecast for it.
+
+    Raises:
+        RunError, UsageError: as `planning.prepare`.
+    """
+    storage = Storage(request.output)
+    images = read_run(storage)["inputs"]["rows"]
+    image_s = forecast.actors / forecast.rate * plan.rows / images
+    size = default_shard_images(images, request.reclaim_minutes, image_s)
+    if size != plan.shard_images:
+        if plan.generation > 1 or is_begun(storage):
+            log.info("the run has begun: its shards keep their %s", plural(plan.shard_images, "image"))
+        else:
+            plan = prepare(dataclasses.replace(request, shard_images=size))
+    return plan, dataclasses.replace(forecast, shard_rows=plan.rows / len(plan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +339,25 @@ def _evenly(total: int, count: int) -> NDArray[np.int64]:
     return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """What the workers of a sample used."""
+
+    usages: Sequence[Usage]
+    to_start: int
+    """Requests by GET of each worker for other things than inputs."""
+    in_store: bool
+    """Whether the output is in an object store."""
+
+
+def _requests_to_start(sample: "_Sample") -> int:
+    """Return the requests by GET by which a worker, once it is ready, reads what its shards consist of."""
+    with ShardReader(sample.storage) as reader:
+        take_requests()
+        reader.rows(sample.shards[0])
+    return take_requests().get(GET, 0)
+
+
 def _forecast(
     receipts: Sequence[Receipt],
     plan: Plan,
@@ -293,6 +366,7 @@ def _forecast(
     measured_s: float,
     start_s: float,
     input_bytes: int | None,
+    used: "_Used",
 ) -> Forecast:
     of_worker: dict[tuple[str, int], list[Receipt]] = defaultdict(list)
     for receipt in receipts:
@@ -307,6 +381,10 @@ def _forecast(
     for one in counted:
         for name, value in one.timings.items():
             seconds[name] += value
+    waiting = min(seconds["wait"] / max(busy, 1e-6), 1.0)
+    table_bytes = sum(one.images.bytes + one.instances.bytes for one in receipts) / sampled
+    shard_rows = plan.rows / len(plan)
+    on_gpu = any(receipt.execution.get("device", "cpu") != "cpu" for receipt in receipts)
     return Forecast(
         unit=plan.unit,
         rows=rows,
@@ -316,14 +394,25 @@ def _forecast(
         measured_s=measured_s,
         start_s=start_s,
         rate=actors * n_counted / max(busy, 1e-6),
-        shard_rows=plan.rows / len(plan),
+        shard_rows=shard_rows,
         stages_s={
             stage: sum(seconds[name] for name in names) / n_counted for stage, names in _STAGES.items()
         },
-        waiting=min(seconds["wait"] / max(busy, 1e-6), 1.0),
+        waiting=waiting,
         instances=sum(one.counts["instances"] for one in receipts) / sampled,
-        table_bytes=sum(one.images.bytes + one.instances.bytes for one in receipts) / sampled,
+        table_bytes=table_bytes,
         input_bytes=input_bytes,
+        cpu_use=cpu_use(used.usages, measured_s),
+        gpu_use=1 - waiting if on_gpu else None,
+        requests=requests_to_come(
+            used.usages,
+            sampled,
+            rows,
+            math.ceil(rows / shard_rows),
+            table_bytes * rows,
+            used.to_start,
+            in_store=used.in_store,
+        ),
     )
 
 

@@ -50,6 +50,9 @@ METRICS: Final[Mapping[str, Metric]] = {
         "gauge", "Images or windows that are not done; those of running shards may be."
     ),
     "maskrcnn_images_per_second": Metric("gauge", "Images or windows per second in the latest two minutes."),
+    "maskrcnn_images_per_second_forecast": Metric(
+        "gauge", "Images or windows per second that maskrcnn plan --measure forecast."
+    ),
     "maskrcnn_eta_seconds": Metric("gauge", "Seconds until the last image or window is done."),
     "maskrcnn_cost": Metric("gauge", "Cost since the start of the command, in the currency of --price."),
 }
@@ -119,6 +122,7 @@ class RunMetrics(Watcher):
             "maskrcnn_shards_left": state.shards_left,
             "maskrcnn_images_left": state.total - state.done,
             "maskrcnn_images_per_second": state.rate,
+            "maskrcnn_images_per_second_forecast": state.expected,
             "maskrcnn_eta_seconds": state.left_s,
             "maskrcnn_cost": self._cost(),
         }

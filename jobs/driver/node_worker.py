@@ -43,6 +43,7 @@ from maskrcnn.types import Segmenter
 
 from .driver_records import PROBES
 from .poison_isolation import Task
+from .usage import Meter, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class WorkerSpec:
     """Images computed at once on the CPU, each on `threads` threads; None: one."""
     code_folder: str | None = None
     """The folder that holds the code of a network of the user's own; None: the working directory."""
+    metered: bool = False
+    """Whether it reports CPU time and requests with each task."""
     planned: Planned | None = None
     """What the run was planned with: a network of the user's own that is another here is refused; None: none is."""
 
@@ -116,6 +119,8 @@ class Done:
     """Seconds by stage."""
     store_retries: int = 0
     """Number of repeated requests to the store."""
+    usage: Usage | None = None
+    """What the worker used since its last report, if it is metered."""
 
 
 class NodeWorker:
@@ -132,6 +137,7 @@ class NodeWorker:
         self.on_gpu = False
         """Whether the model computes on a GPU; known once the worker is started."""
         self._stopping = False
+        self._meter: Meter | None = None
 
     def stop(self) -> None:
         """Abandon the running shards, each before its next group; they raise HandedBackError."""
@@ -194,6 +200,7 @@ class NodeWorker:
         )
         if self._stopping:
             self._worker.stop()
+        self._meter = Meter(self._cpus) if self._spec.metered else None
         return probe
 
     def _read_region(self, entry: Entry, rect: Rect) -> RasterRegion:
@@ -228,6 +235,7 @@ class NodeWorker:
             finished.input_bytes,
             finished.receipt.timings,
             finished.receipt.storage_retries,
+            None if self._meter is None else self._meter.take(),
         )
 
     def compute(

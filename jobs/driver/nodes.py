@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ JOIN_S: Final = 30.0
 """How long a run waits for a node that can run its actors to join, where none can."""
 CHECK_S: Final = 60.0
 """How long a node may take to answer which version it has."""
+ASK_HEAD_S: Final = 2.0
+"""How long Ray's head may take to answer which nodes are draining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,29 @@ def _amount(cpus: int, gpus: int) -> str:
 
 
 def alive_nodes() -> list[Node]:
-    """Return the nodes that are connected."""
+    """Return the nodes that are connected and not draining: on which actors may be placed."""
+    draining = draining_nodes()
+    return [node for node in _connected_nodes() if node.node_id not in draining]
+
+
+def draining_nodes() -> dict[str, float]:
+    """Return the ids of nodes that will be taken away, each with the seconds that are left; infinite: it is not known.
+
+    Ray has no public call for them; its library Serve uses this one (Ray 2.60). If the head does not answer: {}.
+    """
+    try:
+        client: Any = internal_kv.internal_kv_get_gcs_client()  # type: ignore[no-untyped-call]
+        deadlines = client.get_draining_nodes(timeout=ASK_HEAD_S)
+    except ray.exceptions.RayError:  # Ray itself ends this process if its head is gone for long
+        return {}
+    now = time.time()
+    return {
+        node_id: deadline_ms / 1000 - now if deadline_ms else math.inf
+        for node_id, deadline_ms in deadlines.items()
+    }
+
+
+def _connected_nodes() -> list[Node]:
     return [
         Node(
             node["NodeManagerHostname"],
@@ -111,7 +136,7 @@ def default_threads(nodes: Iterable[Node], device: str) -> int | None:
 def threads_on_this_node() -> int:
     """Return the CPUs of an actor on the node of this process, where the user gives no number."""
     node_id = ray.get_runtime_context().get_node_id()
-    return default_threads([node for node in alive_nodes() if node.node_id == node_id], "cuda") or 1
+    return default_threads([node for node in _connected_nodes() if node.node_id == node_id], "cuda") or 1
 
 
 def default_actors(nodes: Iterable[Node], demand: Demand) -> int:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow.compute as pc
 
@@ -51,6 +51,8 @@ from .driver_records import PROBES, record_driver
 from .skipped_files import log_skipped, refuse_planned_skips, refuse_skipped
 
 log = logging.getLogger("maskrcnn")
+FORECAST: Final = "forecast.json"
+"""What `maskrcnn plan --measure` expected, in the run's directory."""
 
 
 def absolute(name: str) -> str:
@@ -78,6 +80,8 @@ class Request:
     """Whether it is an error that a listing finds files that are no inputs."""
     update: bool = False
     """Whether the inputs of a finished run are listed again, and what is new is processed."""
+    reclaim_minutes: float | None = None
+    """After which a machine is taken away, on average, by which the shard size is chosen; see likewise."""
 
     def __post_init__(self) -> None:
         if self.images_root and "://" not in self.images_root:
@@ -130,7 +134,7 @@ def prepare(request: Request) -> Plan:
     card = describe_model(inference.model, inference.labels, inference.model_args)
     _check_options(request, card)
     if plan is not None and (changed := _changes(request, storage, plan, card)):
-        if plan.generation > 1 or _is_begun(storage):
+        if plan.generation > 1 or is_begun(storage):
             raise _another_run(request, changed)
         inputs = _list_inputs(request)  # if that fails, the plan stays
         _withdraw(request, storage, plan, changed)
@@ -223,7 +227,9 @@ def _create_plan(
     log_skipped(inputs)
     shard_images = request.shard_images
     sharding = ShardingConfig(
-        default_shard_images(len(inputs.table)) if shard_images is None else shard_images
+        default_shard_images(len(inputs.table), request.reclaim_minutes)
+        if shard_images is None
+        else shard_images
     )
     settings = settings_of(request.inference, sharding)
     if (existing := read_plan(storage)) is not None:  # listing takes time; another's files must be kept
@@ -261,7 +267,8 @@ def _check_empty(request: Request, storage: Storage) -> Plan | None:
     foreign = [
         path
         for path in storage.list()
-        if path not in (RUN, MANIFEST, SKIPPED_NAME) and not path.startswith((f"{PROBES}/", GRID_PREFIX))
+        if path not in (RUN, MANIFEST, SKIPPED_NAME, FORECAST)
+        and not path.startswith((f"{PROBES}/", GRID_PREFIX))
     ]
     if not foreign:
         return None
@@ -346,6 +353,8 @@ def check_same_network(model: dict[str, Any], card: ModelCard) -> None:
 def _another_run(request: Request, changed: list[str]) -> UsageError:
     files = any("(sha256): " in phrase or phrase.startswith("package: ") for phrase in changed)
     remedy = "restore what was changed" if files else "repeat its command"
+    if all(phrase.startswith("manifest file (sha256): ") for phrase in changed):
+        remedy = "process what is new with --update, restore what was changed"
     return UsageError(
         f"{request.output} holds another run ({'; '.join(changed)}); {remedy} to continue it, or name another output"
     )
@@ -361,9 +370,10 @@ def _withdraw(request: Request, storage: Storage, plan: Plan, changed: list[str]
         UsageError: it was begun.
     """
     storage.remove(PLAN)
-    if _is_begun(storage):
+    if is_begun(storage):
         create_plan(storage, plan)
         raise _another_run(request, changed)
+    storage.remove(FORECAST)
     if plan.grid_file is not None:
         storage.remove(plan.grid_file)
     log.info(
@@ -371,8 +381,9 @@ def _withdraw(request: Request, storage: Storage, plan: Plan, changed: list[str]
     )
 
 
-def _is_begun(storage: Storage) -> bool:
-    planned = (PLAN, RUN, MANIFEST, SKIPPED_NAME)
+def is_begun(storage: Storage) -> bool:
+    """Return whether a command began to carry out the plan of an output, so that it must stay."""
+    planned = (PLAN, RUN, MANIFEST, SKIPPED_NAME, FORECAST)
     return not all(path in planned or path.startswith(GRID_PREFIX) for path in storage.list())
 
 

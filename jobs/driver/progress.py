@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from maskrcnn.errors import plural
 
 if TYPE_CHECKING:
+    from maskrcnn.pipeline.plan import Plan
+
     from .node_worker import Done
 
 log = logging.getLogger("maskrcnn")
@@ -84,6 +86,8 @@ class State:
     """Actors that are ready; None: there are none."""
     shards_left: int
     """Shards that are not finished."""
+    expected: float | None = None
+    """Images per second of the forecast; None: there is none."""
 
     @property
     def processed(self) -> int:
@@ -105,6 +109,9 @@ class State:
 
 class Watcher:
     """Is informed of a map stage while it runs; must return at once."""
+
+    def begin(self, plan: "Plan") -> None:
+        """Take note of the plan of which what is left is about to be run."""
 
     def add(self, done: "Done") -> None:
         """Take note of a finished shard."""
@@ -234,7 +241,9 @@ class Progress:
                 left_s = (self._total - done) / rate
         counts = self._finished + self._running
         ready = None if self._actors is None else self._actors[0]
-        return State(self._unit, self._total, done, counts, rate, left_s, ready, self._shards_left)
+        return State(
+            self._unit, self._total, done, counts, rate, left_s, ready, self._shards_left, self._expected
+        )
 
     def line(self, *, ended: bool = False) -> str:
         """Return the line: images done, failed, instances, images/s, and time left once that can be said."""

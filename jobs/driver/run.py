@@ -6,10 +6,10 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 from maskrcnn.config import ResourceConfig
-from maskrcnn.errors import RunError, plural
+from maskrcnn.errors import LimitReachedError, RunError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest_file import ManifestReader, check_manifest
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, planned_rows, read_plan, read_plans, read_run
@@ -19,7 +19,7 @@ from maskrcnn.pipeline.success import RunAll, finished
 from maskrcnn.visualization.run_report import write_report
 
 from .driver_records import PROBES, read_drivers, remove_ended
-from .planning import Request, mark_begun, output_storage, prepare, prepare_update, resumable
+from .planning import FORECAST, Request, mark_begun, output_storage, prepare, prepare_update, resumable
 from .progress import Progress, Watcher, duration
 from .where_to_run import Left, check_resources
 from .work import Work
@@ -105,6 +105,8 @@ def _run_plan(
     watchers: Sequence[Watcher],
 ) -> dict[str, Any]:
     storage = Storage(request.output)
+    for watcher in watchers:
+        watcher.begin(plan)
     drivers = read_drivers(storage)
     with workers_for(address, resources, left_of(storage, plan), drivers) as workers:
         with _exported(workers, storage.url, lambda: resources.cost_of(time.monotonic() - began)) as metrics:
@@ -219,10 +221,6 @@ def run_shards(
     return None if done else time.monotonic() - started
 
 
-FORECAST: Final = "forecast.json"
-"""What `maskrcnn plan --measure` expected, in the run's directory."""
-
-
 def forecast_rate(storage: Storage, unit: str) -> float | None:
     """Return the images or windows per second that were forecast; None if there is no forecast."""
     try:
@@ -233,12 +231,14 @@ def forecast_rate(storage: Storage, unit: str) -> float | None:
 
 
 def _check_all_done(storage: Storage, plans: Sequence[Plan], unit: str, resources: ResourceConfig) -> None:
-    """Raise RunError if the time was up before the last shard was started."""
+    """Raise LimitReachedError if the time was up before the last shard was started."""
     left = sum(len(shard) for shard in pending_of(plans, receipts_of(storage, plans)))
     if left:
         caps = {"--max-hours": resources.max_hours, "--max-cost": resources.max_cost}
         reached = " or ".join(f"{option} {value:.12g}" for option, value in caps.items() if value is not None)
-        raise RunError(f"{reached} is reached with {plural(left, unit)} left: the same command continues")
+        raise LimitReachedError(
+            f"{reached} is reached with {plural(left, unit)} left: the same command continues"
+        )
 
 
 def receipts_of(storage: Storage, plans: Sequence[Plan]) -> list[str]:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any, Final
 
 import ray
@@ -31,11 +31,13 @@ from maskrcnn.pipeline.receipts import Receipt, commit
 
 from .actor import ActorReady, SegmentActor
 from .cluster import cause_of, node_answers
+from .draining import Drains
 from .node_worker import Done, WorkerSpec, take_announcement
 from .nodes import CLUSTER, Demand, NodeProblem, alive_nodes, missing_node, package_version
 from .poison_isolation import Failure, PoisonIsolation, Task, describe
 from .progress import Progress
 from .ray_errors import condense
+from .slot import Slot, to_end
 from .work import Work
 
 log = logging.getLogger("maskrcnn")
@@ -48,34 +50,6 @@ REMOVE_S: Final = 5.0
 """How long actors may take to remove the user's code from their disks."""
 MAX_FAILED_STARTS: Final = 5
 """Consecutive actors that die before they are ready, before the run stops."""
-
-
-@dataclass
-class Slot:
-    """An actor and its tasks."""
-
-    handle: Any
-    start_ref: Any
-    nodes_left_out: int
-    """The number of nodes that were left out when it was created: it may yet start on one that was left out later."""
-    ready: bool = False
-    node_id: str = ""
-    host: str = ""
-    fresh: bool = True
-    """Whether it has computed nothing yet except images that were processed alone."""
-    queue: deque[tuple[Any, Task]] = field(default_factory=deque)
-    """(reference, task) in the order of execution."""
-    pulse: Any = None
-    """The reference of the pending call that asks for the number of its steps."""
-    steps: int = -1
-    running: Counter[str] = field(default_factory=Counter)
-    """What is done in its shards, as of the latest such call."""
-    leaving: bool = False
-    """Whether it was asked to stop, so that no image is to blame for its end."""
-    moved: float = 0.0
-    """Time of its last known progress, monotonic seconds."""
-    began: float = 0.0
-    """When it began the first of its tasks, or was free to, likewise."""
 
 
 class Scheduler:
@@ -98,6 +72,7 @@ class Scheduler:
         self._isolations: dict[str, PoisonIsolation] = {}
         self._retries: deque[PoisonIsolation] = deque()
         self._circuit_breaker = CircuitBreaker()
+        self._drains = Drains()
         self._failed_starts = 0
         self._pulse_asked = 0.0
         self._nodes_asked = 0.0
@@ -125,6 +100,7 @@ class Scheduler:
         remaining = work.n_shards
         try:
             while remaining and (not work.is_over or any(slot.queue for slot in self._slots)):
+                self._leave_draining_nodes()
                 self._create_actors(min(self._max_actors, remaining))
                 self._assign_tasks(work, remaining)
                 remaining -= self._collect(work)
@@ -157,7 +133,7 @@ class Scheduler:
     # Assigning tasks
 
     def _create_actors(self, wanted: int) -> None:
-        while len(self._slots) < wanted:
+        while sum(not slot.draining for slot in self._slots) < wanted:
             # One more than the shards, for the call that asks for its progress.
             options = {"max_concurrency": SHARDS_AT_ONCE + 1, "scheduling_strategy": CLUSTER.strategy}
             handle: Any = self._actor_class.options(**options).remote(self._spec, self._code)
@@ -175,7 +151,7 @@ class Scheduler:
         plenty = remaining - assigned > 2 * len(self._slots) and work.may_queue
         for depth in range(1, SHARDS_AT_ONCE + 1 if plenty else 2):
             for slot in self._slots:
-                if not slot.ready or len(slot.queue) >= depth:
+                if not slot.ready or slot.draining or len(slot.queue) >= depth:
                     continue
                 if slot.queue and (self._retries or slot.queue[0][1].careful):
                     continue
@@ -201,16 +177,37 @@ class Scheduler:
 
     def _make_fresh(self) -> None:
         """End an idle actor if an image waits for a fresh process and no actor is fresh or starting."""
-        waiting = any(isolation.needs_fresh_process for isolation in self._retries)
-        if not waiting or any(not slot.ready or slot.fresh for slot in self._slots):
-            return
-        idle = next((slot for slot in self._slots if not slot.queue), None)
-        if idle is not None:
-            self._remove(idle)
+        if any(isolation.needs_fresh_process for isolation in self._retries):
+            idle = to_end(self._slots, time.monotonic())
+            if idle is not None:
+                self._remove(idle)
 
     def _remove(self, slot: Slot) -> None:
         self._slots.remove(slot)
         ray.kill(slot.handle)  # it may be unreachable, and not dead
+
+    def _leave_draining_nodes(self) -> None:
+        """Hand back what actors will not finish before their node is taken away; remove those without a task."""
+        self._drains.refresh()
+        for slot in list(self._slots):
+            left_s = self._drains.left_s(slot.node_id)
+            if left_s is None:
+                continue
+            in_time = slot.tasks_in_time(left_s)
+            back = [slot.queue.pop()[1] for _ in range(len(slot.queue) - in_time)]
+            if back or not slot.draining:
+                log.info("node %s is draining%s", slot.host, slot.fate(back, left_s))
+            slot.draining = True
+            self._hand_back(back)
+            if not slot.queue:
+                self._remove(slot)
+
+    def _hand_back(self, tasks: Iterable[Task]) -> None:
+        """Let tasks be repeated whose execution did not fail."""
+        for task in tasks:
+            if task.trace is not None:
+                self._storage.remove(task.trace)
+            self._retries.append(self._isolation_of(task))
 
     # Collecting results
 
@@ -245,7 +242,10 @@ class Scheduler:
             self._confirm_ready(slot, result)
             return 0
         _, task = slot.queue.popleft()
-        slot.moved = slot.began = time.monotonic()
+        now = time.monotonic()
+        if task.alone is None:
+            slot.image_s = (now - slot.began) / len(task.shard)
+        slot.moved = slot.began = now
         slot.running -= Counter(result.counts)
         slot.pulse = None  # it may have been answered before the task ended
         return self._finished(task, result)
@@ -312,7 +312,9 @@ class Scheduler:
         if isinstance(error, ray.exceptions.ActorUnavailableError):
             return Failure("worker_crash", "it is unreachable", external=True)
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
-        if getattr(error, "preempted", False) or (slot.node_id and slot.node_id not in alive):
+        # The node of an actor that is not ready is known only to Ray.
+        gone = slot.node_id not in alive if slot.node_id else "its node has died" in str(error)
+        if getattr(error, "preempted", False) or gone:
             return Failure("worker_crash", "its node is gone", external=True)
         if slot.leaving:
             return Failure("worker_crash", "it was asked to stop", external=True)
@@ -361,6 +363,9 @@ class Scheduler:
     def _repeat(self, slot: Slot, failure: Failure) -> None:
         """Remove the actor, and repeat its tasks."""
         self._remove(slot)
+        if slot.draining:  # its node has ended it, or was about to
+            self._hand_back(task for _, task in slot.queue)
+            return
         for _, task in slot.queue:
             isolation = self._isolation_of(task)
             quarantined = isolation.execution_failed(task, failure, take_announcement(self._storage, task))

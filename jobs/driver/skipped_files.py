@@ -20,7 +20,7 @@ _SHOWN_KINDS: Final = 6
 
 
 def log_skipped(inputs: Inputs) -> None:
-    """Log how many files of each kind a listing skipped."""
+    """Log the numbers of files that a listing skipped, by kind."""
     if inputs.skipped.num_rows:
         log.info("skipped files: %s", _shown_counts(counts_of(inputs.skipped)))
 

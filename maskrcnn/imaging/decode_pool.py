@@ -33,6 +33,7 @@ from PIL import AvifImagePlugin
 from ..errors import ItemError, RunError, UsageError
 from ..io.inputs import open_input
 from ..io.refusals import Refusal
+from ..io.stores.request_count import add_counts, take_requests, take_retries
 from .decode import DecodedImage, Limits, decode_image, image_size
 from .formats.sniff import format_of
 from .geometry import ImageHeader, RasterRegion, Rect
@@ -236,6 +237,7 @@ class _Decoder:
         except OSError as error:
             raise _DecoderDiedError from error
         reply = _receive_json(self._socket)
+        add_counts(reply["requests"], reply["retries"])
         if "code" in reply:
             raise ItemError(reply["code"], reply["message"], width=reply["width"], height=reply["height"])
         if "run_error" in reply:
@@ -345,9 +347,10 @@ def _serve(connection: socket.socket) -> None:
             reply = {"usage_error": str(error)}
         signal.setitimer(signal.ITIMER_REAL, 0)
         arrays = [np.ascontiguousarray(array).view(np.uint8) for array in arrays]
+        counts = {"requests": take_requests(), "retries": take_retries()}
         _send(
             connection,
-            reply | {"shapes": [array.shape for array in arrays]},
+            reply | counts | {"shapes": [array.shape for array in arrays]},
             [array.data.cast("B") if array.size else b"" for array in arrays],
         )
 

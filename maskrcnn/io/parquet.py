@@ -144,6 +144,12 @@ def read_table(storage: Storage, path: str, columns: Sequence[str] | None = None
         return _read_here(file, columns)
 
 
+def read_schema(storage: Storage, path: str) -> pa.Schema:
+    """Return the schema of a Parquet file of the run, from its footer."""
+    with storage.open(path) as file, pq.ParquetFile(file) as parquet:
+        return parquet.schema_arrow
+
+
 def decode_table(data: bytes) -> pa.Table:
     """Return the content of a Parquet file that is in memory."""
     return _read_here(pa.BufferReader(data))

@@ -11,9 +11,11 @@ or changed, and lists the rows that no longer count; see `plan_update`.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import lt
 from typing import Any, Final
@@ -285,7 +287,17 @@ def read_plans(storage: Storage) -> list[Plan]:
     plans: list[Plan] = []
     while (plan := read_generation(storage, len(plans) + 1)) is not None:
         plans.append(plan)
+        if len(plans) >= _READ_AT_ONCE:  # a run that is updated every day has hundreds
+            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+                numbers = range(len(plans) + 1, len(plans) + 1 + _READ_AT_ONCE)
+                for plan in pool.map(functools.partial(read_generation, storage), numbers):
+                    if plan is None:
+                        return plans
+                    plans.append(plan)
     return plans
+
+
+_READ_AT_ONCE: Final = 16
 
 
 def read_generation(storage: Storage, generation: int) -> Plan | None:

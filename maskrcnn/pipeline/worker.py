@@ -31,7 +31,7 @@ from ..io.picture_tables.picture_uri import split_picture
 from ..io.refusals import Refusal
 from ..io.storage import Storage
 from ..io.stores.local_store import LOCAL_ETAG
-from ..io.stores.retry_count import take_retries
+from ..io.stores.request_count import take_retries
 from ..io.url import Url
 from ..schema import ITEMS, MANIFEST, PLACE, ImageResult, images_table, instances_table
 from ..stats import Stats

@@ -23,7 +23,7 @@ from s3_servers import new_weed
 from maskrcnn.errors import ItemError
 from maskrcnn.io.inputs import read_input
 from maskrcnn.io.storage import Storage
-from maskrcnn.io.stores.retry_count import take_retries
+from maskrcnn.io.stores.request_count import take_retries
 
 
 def outcomes(proxy: FaultProxy, url: str, threads: int, burst_s: float) -> collections.Counter[str]:

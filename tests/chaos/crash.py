@@ -42,9 +42,11 @@ from chaos.invariants import (
 from chaos.local_job import (
     Job,
     bring_what_is_late,
+    change_collection,
     continue_retry,
     run_job,
     run_retry,
+    run_update,
     without_ray,
     write_collection,
 )
@@ -82,9 +84,10 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "job": Scenario(run_job, run_job),
     "reduce": Scenario(_reduce, run_job),
     "retry": Scenario(run_retry, continue_retry),
+    "update": Scenario(run_update, run_update),
     "gc": Scenario(_gc, _gc, attempts_kept=False),
 }
-"""A job from nothing; tables written again, a retry, and garbage collected, of a finished run."""
+"""A job from nothing; tables written again, a retry, an update, and garbage collected, of a finished run."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,17 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._names = itertools.count()
-        jobs = {name: self._new_job(name) for name in ("job", "other", "before")}
-        jobs["retry"] = jobs["before"].to(self.fresh())
+        jobs = {name: self._new_job(name) for name in ("job", "other", "before", "outdated")}
+        jobs["retry"], jobs["update"] = jobs["before"].to(self.fresh()), jobs["outdated"].to(self.fresh())
         with without_ray():
-            for name in ("job", "other", "before"):
+            for name in ("job", "other", "before", "outdated"):
                 run_job(jobs[name])
             shutil.copytree(jobs["before"].output, jobs["retry"].output)
             bring_what_is_late(jobs["before"].source)
             run_retry(jobs["retry"])
+            shutil.copytree(jobs["outdated"].output, jobs["update"].output)
+            change_collection(jobs["outdated"].source)
+            run_update(jobs["update"])
         self.finished = jobs["job"]
         """The undisturbed run."""
         self.other = jobs["other"]
@@ -142,7 +148,14 @@ class Stage:
         self._jobs = jobs
         self._ground_truths = {name: ground_truth_of(job.output) for name, job in jobs.items()}
         self._ground_truths["retry"] = ground_truth_of(jobs["retry"].output, self._ground_truths["before"])
-        self._starts = {"job": None, "retry": jobs["before"].output}
+        self._ground_truths["update"] = ground_truth_of(
+            jobs["update"].output, self._ground_truths["outdated"]
+        )
+        self._starts = {
+            "job": None,
+            "retry": jobs["before"].output,
+            "update": jobs["outdated"].output,
+        }
         self._steps: dict[str, list[Step]] = {}
 
     def _new_job(self, name: str) -> Job:

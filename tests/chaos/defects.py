@@ -68,7 +68,9 @@ def incomplete_reduce() -> AbstractContextManager[Any]:
             raise RunError("there is nothing to reduce")
         plans = [_Part(plan, of_plan) for plan, of_plan in zip(plans, indices, strict=True)]
         choice = [{i: of[n] for i, n in enumerate(sorted(of))} for of in choice]
-        return collect(storage, plans, choice, touched[indices[0]], categories)
+        return collect(
+            storage, plans, choice, [t[i] for t, i in zip(touched, indices, strict=True)], categories
+        )
 
     return _patched(maskrcnn.pipeline.reduce, check_complete=lambda *_: None, collect=collected)
 

@@ -35,8 +35,9 @@ PHASES: Final = ("plan", "PUT part", "PUT receipt", "reduce")
 
 _PLANNING: Final = (
     "probes",
-    "manifest.parquet",
-    "skipped.parquet",
+    "manifest",
+    "skipped",
+    "retired-",
     "run.json",
     "plan.json",
     "plan-",

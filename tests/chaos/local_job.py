@@ -75,6 +75,14 @@ def bring_what_is_late(manifest: str) -> None:
         (Path(manifest).parent / name).write_bytes(png(pixels))
 
 
+def change_collection(manifest: str) -> None:
+    """Bring what is late, name another image, and name the empty one no more: what an update finds."""
+    bring_what_is_late(manifest)
+    (Path(manifest).parent / "new.png").write_bytes(png(plant((64, 64), [])))
+    names = Path(manifest).read_text().splitlines()
+    Path(manifest).write_text("\n".join([*(name for name in names if name != "nothing.png"), "new.png"]))
+
+
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
     """Run the map stage of `segment` and `retry` here within the block, in all threads; two shards make a part."""
@@ -90,6 +98,13 @@ def run_job(job: Job) -> object:
     """Do what `maskrcnn segment` does."""
     _mine.order = job.order
     request = Request(job.source, job.output, InferenceConfig("planted"), SHARD_IMAGES)
+    return run_segment(request, ResourceConfig(device="cpu"), None)
+
+
+def run_update(job: Job) -> object:
+    """Do what `maskrcnn segment --update` does."""
+    _mine.order = job.order
+    request = Request(job.source, job.output, InferenceConfig("planted"), SHARD_IMAGES, update=True)
     return run_segment(request, ResourceConfig(device="cpu"), None)
 
 

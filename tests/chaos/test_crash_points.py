@@ -53,7 +53,9 @@ def test_the_undisturbed_run_keeps_every_invariant(stage: Stage) -> None:
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(
-    ("scenario", "mode"), [("job", mode) for mode in MODES] + [("retry", mode) for mode in MOST_TELLING]
+    ("scenario", "mode"),
+    [("job", mode) for mode in MODES]
+    + [(name, mode) for name in ("retry", "update") for mode in MOST_TELLING],
 )
 def test_a_job_struck_at_any_call_ends_as_if_nothing_had_happened(
     stage: Stage, scenario: str, mode: Mode, capsys: pytest.CaptureFixture[str]
@@ -74,7 +76,7 @@ def test_what_is_run_on_a_finished_output_may_be_struck_too(
     assert report(capsys, f"{scenario}, {mode}", enumerated(stage, scenario, mode)).total() > 0
 
 
-@pytest.mark.parametrize("scenario", ["job", "retry"])
+@pytest.mark.parametrize("scenario", ["job", "retry", "update"])
 def test_the_resume_may_be_struck_as_well(
     stage: Stage, scenario: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

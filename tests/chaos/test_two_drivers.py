@@ -16,7 +16,7 @@ from chaos.invariants import check_collected, check_finished, check_is_final
 from chaos.local_job import map_again, run_job, without_ray
 from chaos.two_drivers import Ends, Meeting, contend, meet, race
 
-PAIRS = [("job", "job"), ("retry", "retry"), ("reduce", "reduce"), ("retry", "reduce")]
+PAIRS = [("job", "job"), ("retry", "retry"), ("reduce", "reduce"), ("retry", "reduce"), ("update", "update")]
 FEW = 6
 SAMPLED = 3
 CONTENDING = 4

@@ -14,10 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from s3_servers import S3Server
 
 from maskrcnn.errors import ItemError
 from maskrcnn.imaging.decode import Limits, decode_image
 from maskrcnn.imaging.decode_pool import EXECUTIONS, Decoders
+from maskrcnn.imaging.radiometry import Radiometry
+from maskrcnn.io.stores.request_count import take_requests
 
 pytestmark = pytest.mark.slow
 
@@ -211,3 +214,20 @@ def test_ctrl_c_in_a_terminal_is_not_for_a_decoder_not_even_while_it_starts() ->
         decoders.start(LIMITS)
         signals.join()
         assert decoders.decode(picture(), LIMITS).pixels.shape == (20, 30, 3)
+
+
+@pytest.mark.s3
+def test_what_a_decoder_reads_from_a_store_is_counted_here(moto_server: S3Server) -> None:
+    """It opens rasters itself, to read only some of their blocks."""
+    content = BytesIO()
+    Image.new("RGB", (30, 20)).save(content, "PNG")
+    prefix = moto_server.prefix()
+    moto_server.behind(prefix).put("a.png", content.getvalue())
+    take_requests()
+    with Decoders(1) as decoders:
+        header = decoders.read_header(f"{prefix}/a.png", LIMITS, Radiometry(), "none")
+        assert (header.width, header.height) == (30, 20)
+        counts = take_requests()
+        assert counts["GET"] >= 1
+        decoders.read_header(f"{prefix}/a.png", LIMITS, Radiometry(), "none")
+        assert take_requests() == counts, "each reply says what was done for it"

@@ -57,7 +57,11 @@ def test_three_nodes_give_the_bytes_of_one(cluster: LocalCluster, images: Path, 
 def test_the_same_job_through_ray_jobs(way: str, cluster: LocalCluster, images: Path, tmp_path: Path) -> None:
     job = ["segment", str(images), str(tmp_path / "run"), "--model", "planted", "--device", "cpu"]
     if way == "maskrcnn submit":
-        run = maskrcnn_command("submit", "--address", cluster.dashboard, "--", *job, **cluster.environment)
+        options = ("submit", "--address", cluster.dashboard, "--", "-q", "--log-format", "json")
+        run = maskrcnn_command(*options, *job, **cluster.environment)
+        assert '"event": "end", "exit_code": 0' in run.stdout, (
+            "the job's log has the format that was asked for"
+        )
     else:
         run = subprocess.run(
             [RAY, "job", "submit", "--address", cluster.dashboard, "--", "maskrcnn", *job],

@@ -40,7 +40,7 @@ from maskrcnn.io.inputs import list_inputs, read_input, stat_input
 from maskrcnn.io.schemes import store_of
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores import deadlines, local_store, s3_store
-from maskrcnn.io.stores.retry_count import count_retry, take_retries
+from maskrcnn.io.stores.request_count import count_retry, take_requests, take_retries
 from maskrcnn.io.stores.s3_store import S3Store
 from maskrcnn.io.url import Url
 
@@ -113,6 +113,7 @@ def proxy(proxies: dict[str, FaultProxy], kind: str, server: Any) -> Iterator[Fa
             patch.setattr(module, "asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": no_waiting}))
         running_proxy.clear()
         take_retries()
+        take_requests()
         yield running_proxy
         running_proxy.clear()
 
@@ -130,6 +131,34 @@ def behind(store: Storage, server: Any) -> Any:
 
 
 pytestmark = pytest.mark.s3
+
+
+# Requests are counted
+
+
+@EVERYWHERE
+def test_the_requests_of_a_store_are_counted_by_what_they_cost(
+    proxy: FaultProxy, store: Storage, behind: Any, kind: str
+) -> None:
+    """Stores charge pages of listings otherwise than other requests by GET."""
+    behind.put("folder/in", BODY)
+    assert read_input(f"{store.url}/folder/in", LIMIT) == BODY
+    assert take_requests() == {"GET": 1}
+    assert store.list("folder") == ["folder/in"]
+    assert take_requests() == {"LIST": 1}
+    stat_input(f"{store.url}/folder/in")
+    assert take_requests() == {"GET" if kind == "fake_gcs" else "HEAD": 1}
+    store.write("out", BODY)
+    assert take_requests() == {PUTS[kind]: proxy.seen(PUTS[kind])} == {PUTS[kind]: 1}
+    assert take_requests() == {}, "requests that were taken are not counted again"
+
+
+@EVERYWHERE
+def test_repetitions_are_requests(proxy: FaultProxy, store: Storage, behind: Any) -> None:
+    behind.put("in", BODY)
+    proxy.on("GET", BUSY, times=2)
+    assert read_input(f"{store.url}/in", LIMIT) == BODY
+    assert take_requests() == {"GET": proxy.seen("GET")} == {"GET": 3}
 
 
 # Faults that are survived

@@ -1,13 +1,17 @@
 """The files that start clusters: valid by their owners' schemas, closed to strangers, and in step with the project."""
 
+import datetime
+import http.server
 import importlib.util
 import json
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -175,6 +179,95 @@ def test_what_a_launcher_copies_and_leaves_out_is_there(path):
     assert not {"maskrcnn", "jobs", "pyproject.toml", "requirements.lock"} & set(config["rsync_exclude"])
 
 
+NOTICES = {
+    "aws": ("/latest/meta-data/spot/instance-action", '{"action": "terminate", "time": "%s"}'),
+    "gcp": ("/computeMetadata/v1/instance/preempted", "TRUE"),
+}
+
+
+class MetadataService(http.server.BaseHTTPRequestHandler):
+    """Of both clouds: each wants a header, so that none asks by accident; the notice comes with the third question."""
+
+    asked = 0
+
+    def log_message(self, *_):
+        pass
+
+    def do_PUT(self):
+        self.answer("secret" if "X-aws-ec2-metadata-token-ttl-seconds" in self.headers else None, 400)
+
+    def do_GET(self):
+        type(self).asked += 1
+        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=120)
+        cloud = next(name for name, (path, _) in NOTICES.items() if path == self.path)
+        if cloud == "aws" and self.headers["X-aws-ec2-metadata-token"] != "secret":
+            self.answer(None, 401)
+        elif cloud == "gcp" and self.headers["Metadata-Flavor"] != "Google":
+            self.answer(None, 403)
+        elif self.asked < 3:
+            self.answer("FALSE" if cloud == "gcp" else None, 404)
+        else:
+            text = NOTICES[cloud][1]
+            self.answer(text % end.strftime("%Y-%m-%dT%H:%M:%SZ") if "%s" in text else text)
+
+    def answer(self, text, failure=500):
+        self.send_response(failure if text is None else 200)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+
+@launcher
+def test_a_spot_node_is_drained_once_its_cloud_gives_notice(path, tmp_path):
+    """By the command of the file, with a fake of the metadata service, and a `ray` that fails the first time."""
+    [command] = [one for one in loaded(path)["worker_start_ray_commands"] if "drain_on_notice" in one]
+    assert not [one for one in loaded(path)["head_start_ray_commands"] if "drain_on_notice" in one]
+    words = shlex.split(command.partition("<")[0])
+    assert words[:3] == ["setsid", "nohup", "python"]
+    assert words[3].removeprefix("/home/ray/maskrcnn-ray/") == "cluster/drain_on_notice.py"
+    (tmp_path / "ray").write_text(
+        '#!/bin/sh\necho "$(printf "%s;" "$@")" >> calls\n[ "$(wc -l < calls)" = 2 ]\n'
+    )
+    (tmp_path / "ray").chmod(0o755)
+    handler = type("Service", (MetadataService,), {})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{service.server_address[1]}"
+        run = subprocess.run(
+            [
+                *(sys.executable, str(CLUSTER / "drain_on_notice.py"), *words[4:]),
+                *("--service", address, "--every", "0.01"),
+            ],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        service.shutdown()
+    assert run.returncode == 0, run.stderr
+    calls = [line.removesuffix(";").split(";") for line in (tmp_path / "calls").read_text().splitlines()]
+    assert len(calls) == 2
+    assert handler.asked == 4
+    from ray.scripts.scripts import cli
+
+    for command, *options in calls:
+        context = cli.commands[command].make_context(command, options)  # refuses what Ray does not know
+        assert context.params["node_id"] is None, "this node"
+        assert 20 <= context.params["deadline_remaining_seconds"] <= 120
+
+
+def test_a_metadata_service_that_does_not_answer_is_asked_again(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, str(CLUSTER / "drain_on_notice.py"), "aws", "--service", address]
+        with subprocess.Popen([*command, "--every", "0.01"], stderr=subprocess.PIPE, text=True) as process:
+            lines = [process.stderr.readline() for _ in range(2)]
+            process.kill()
+    assert all("does not answer: " in line for line in lines)
+
+
 # Kubernetes
 
 
@@ -198,7 +291,8 @@ SECURITY = fields(
 )
 CONTAINER = fields(
     {"name": TEXT, "image": TEXT, "resources": fields({"requests": QUANTITIES, "limits": QUANTITIES}, {})},
-    {"securityContext": SECURITY, "env": ANY, "envFrom": ANY, "volumeMounts": ANY, "imagePullPolicy": TEXT}
+    {"securityContext": SECURITY, "envFrom": ANY, "volumeMounts": ANY, "imagePullPolicy": TEXT}
+    | {"env": {"type": "array", "items": fields({"name": TEXT, "value": TEXT}, {})}}
     | {"ports": {"type": "array", "items": fields({"containerPort": COUNT}, {"name": TEXT})}},
 )
 POD_SECURITY = fields(
@@ -214,6 +308,7 @@ POD_SPEC = fields(
     {"containers": {"type": "array", "items": CONTAINER}, "serviceAccountName": TEXT},
     # No `restartPolicy`: with version 2 of the autoscaler KubeRay refuses any but its own.
     {"securityContext": POD_SECURITY, "nodeSelector": PARAMS, "affinity": ANY, "volumes": ANY}
+    | {"terminationGracePeriodSeconds": COUNT}
     | {
         "tolerations": {"type": "array", "items": fields({"key": TEXT, "operator": TEXT, "effect": TEXT}, {})}
     },
@@ -353,6 +448,21 @@ def test_the_head_of_the_rayjob_is_neither_on_a_spot_node_nor_moved(rayjob):
     }
 
 
+DRAIN_TIMEOUT = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+
+def test_a_worker_of_the_rayjob_announces_an_end_that_kubernetes_waits_for(rayjob):
+    """Ray needs some seconds to end its processes, before Kubernetes kills them; a spot node has two minutes."""
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, DRAIN_TIMEOUT), "Ray reads the variable of this name"
+    [workers] = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    [container] = pod["containers"]
+    [announced] = [int(one["value"]) for one in container["env"] if one["name"] == DRAIN_TIMEOUT]
+    assert announced + 10 <= pod["terminationGracePeriodSeconds"] <= 110
+
+
 def test_the_rayjob_leaves_its_attempts_to_the_script_and_nothing_behind(rayjob):
     spec = rayjob["spec"]
     assert spec["entrypoint"].startswith("attempts.sh 3 segment ")
@@ -382,7 +492,8 @@ def test_no_pod_of_the_rayjob_is_reached_from_outside_or_holds_a_secret(rayjob):
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         assert pod["serviceAccountName"]
         for container in pod["containers"]:
-            assert not {"env", "envFrom"} & set(container)
+            assert "envFrom" not in container
+            assert {one["name"] for one in container.get("env", [])} <= {DRAIN_TIMEOUT}
             assert not [port for port in container.get("ports", []) if "hostPort" in port]
 
 

@@ -1,6 +1,7 @@
 """`maskrcnn plan --measure`: a sample is computed as the run would be, discarded, and says what the run will take."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
+from maskrcnn_jobs.driver import measure
 from maskrcnn_jobs.driver.measure import sample_rows
 from maskrcnn_jobs.driver.where_to_run import usable_cpus
 from planted_images import write_planted
 
+from maskrcnn.io.parquet import File
+from maskrcnn.pipeline.plan import Plan
+from maskrcnn.pipeline.receipts import Receipt
 from maskrcnn.synthetic.scenes import write_mosaic
 
 SLEEP_S = 0.02
@@ -56,6 +61,9 @@ def test_a_forecast_follows_from_the_sample(photos, tmp_path):
     assert forecast["images_per_s"] <= 40 / 30 * usable_cpus() / SLEEP_S
     assert forecast["eta_s"] > forecast["start_s"] + 40 / forecast["images_per_s"]
     assert forecast["shard_s"] == pytest.approx(16 * 40 / 48 / forecast["images_per_s"], rel=0.02, abs=0.06)
+    assert 0 < forecast["cpu_use"] <= 1
+    assert forecast["gpu_use"] is None, "there is none"
+    assert forecast["requests"] == {"GET": 0, "LIST": 0, "PUT": 0}, "files are no objects"
     assert forecast["cost"] == pytest.approx(forecast["eta_s"] / 100, abs=1e-3)
     assert forecast["input_bytes"] == sum(
         path.stat().st_size for path in photos.iterdir() if path.suffix != ".json"
@@ -107,6 +115,7 @@ def test_a_person_reads_rate_limit_and_time(photos, tmp_path):
     assert result.exit_code == 0
     assert "measured 8 images in" in result.stdout
     assert "limited by the " in result.stdout
+    assert "% of the CPUs; requests to stores to come: none" in result.stdout
     assert "from the command to the end:" in result.stdout.splitlines()[-1]
 
 
@@ -121,9 +130,34 @@ def test_settings_are_compared_by_measuring_each(photos, tmp_path):
     assert "the fastest: --batch-size" in text
 
 
+@pytest.mark.slow
+def test_shards_follow_the_measured_pace_where_machines_are_taken_away(photos, tmp_path, caplog):
+    options = (photos, tmp_path / "out", "--model", f"planted:{SLEEP_S}")
+    assert command("plan", *options, "--reclaim-minutes", 0.06).exit_code == 0
+    plan = tmp_path / "out" / "plan.json"
+    assert json.loads(plan.read_text())["shard_images"] == 1  # of at most 0.072 s, if an image takes 2 s
+    measured = (*options, "--no-ray", "--json", "--measure", 20, "--reclaim-minutes")
+    for minutes in (0.06, 6):
+        facts = json.loads(command("plan", *measured, minutes).stdout)
+        image_s = facts["forecast"]["actors"] / facts["forecast"]["images_per_s"]
+        assert json.loads(plan.read_text())["shard_images"] == facts["shard_images"]
+        by_pace = 60 * minutes / 50 / image_s
+        assert facts["shard_images"] == pytest.approx(min(by_pace, 16), rel=0.01, abs=1)
+        assert facts["shards"] == math.ceil(40 / facts["shard_images"])
+        assert facts["forecast"]["shard_s"] <= 60 * minutes / 50 + 0.1
+    run = command("segment", *options, "--no-ray", "--reclaim-minutes", 0.06)
+    assert run.exit_code == 1  # a quarter of the images is broken, and a run that is planned keeps its shards
+    assert len(list((tmp_path / "out" / "receipts").iterdir())) == 3
+    assert json.loads(command("plan", *measured, 0.06).stdout)["shard_images"] == 16
+    assert "the run has begun: its shards keep their 16 images" in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
+        (["--reclaim-minutes", "0"], "--reclaim-minutes must be above 0, not 0"),
+        (["--reclaim-minutes", "nan"], "--reclaim-minutes must be above 0, not nan"),
+        (["--reclaim-minutes", "9", "--shard-images", "3"], "leave out --shard-images"),
         (["--price", "2/h"], "add --measure"),
         (["--compare", "threads=1,2"], "add --measure"),
         (
@@ -141,6 +175,31 @@ def test_what_cannot_be_forecast_is_refused_before_anything_is_written(photos, t
     assert refused.exit_code == 2
     assert why in refused.output.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def receipt(number: int, waited_s: float, device: str) -> Receipt:
+    """Return the receipt of a shard of ten images that took ten seconds."""
+    file = File("", "", 100, 10)
+    timings = dict.fromkeys(("fetch", "decode", "model", "encode", "write"), 0.0)
+    timings |= {"wall": 10.0, "wait": waited_s}
+    counts = {"ok": 10, "empty": 0, "failed": 0, "instances": 20}
+    execution = {"node": "a", "pid": 1, "device": device}
+    return Receipt(
+        *(f"1-{number:08d}", "a", 10 * number, 10 * number + 10, file, file, counts, {}, timings, execution)
+    )
+
+
+@given(st.lists(st.floats(0, 10), min_size=3, max_size=6), st.sampled_from(["cpu", "cuda:0"]))
+def test_a_gpu_is_used_while_the_network_does_not_wait(waited: list[float], device: str) -> None:
+    """The first shard does not count: the model warmed up, and nothing had been fetched ahead."""
+    plan = Plan(1, 100, 10, "", "", "")
+    receipts = [receipt(number, seconds, device) for number, seconds in enumerate(waited)]
+    forecast = measure._forecast(
+        receipts, plan, 100, 1, 60.0, 1.0, None, measure._Used([], 0, in_store=False)
+    )
+    share = None if device == "cpu" else pytest.approx(1 - sum(waited[1:]) / (10 * (len(waited) - 1)))
+    assert forecast.gpu_use == share
+    assert forecast.cpu_use is None, "no worker reported its CPU time"
 
 
 rows = st.lists(

@@ -39,10 +39,24 @@ def test_the_sums_of_the_metrics_are_the_counts_of_the_run(tmp_path: Path, ray_c
     (images / "empty.png").write_bytes(b"")
     (images / "page.png").write_bytes(b"<html>")
     (images / "page2.png").write_bytes(b"<html>")
+    request = (
+        str(images),
+        str(out),
+        "--model",
+        "planted",
+        "--shard-images",
+        "4",
+        "--actors",
+        "1",
+        "--device",
+        "cpu",
+    )
+    planned = maskrcnn_command("plan", *request, "--measure", "4", "--json", cluster=ray_cluster)
+    assert planned.returncode == 0, planned.stderr
+    forecast = json.loads(planned.stdout)["forecast"]
+    assert 0 < forecast["cpu_use"] <= 1, "the actor reports it"
     run = maskrcnn_command(
-        *("segment", str(images), str(out), "--model", "planted", "--shard-images", "4", "--price", "3600/h"),
-        *("--max-failure-rate", "1", "--actors", "1"),
-        cluster=ray_cluster,
+        *("segment", *request, "--price", "3600/h", "--max-failure-rate", "1"), cluster=ray_cluster
     )
     assert run.returncode == 0, run.stderr
     counts = json.loads((out / "_SUCCESS").read_text())["counts"]
@@ -69,6 +83,7 @@ def test_the_sums_of_the_metrics_are_the_counts_of_the_run(tmp_path: Path, ray_c
     assert metrics["ray_maskrcnn_shards_left"] == metrics["ray_maskrcnn_images_left"] == {"": 0}
     assert metrics["ray_maskrcnn_actors_ready"] == {"": 0}, "they have ended"
     assert metrics["ray_maskrcnn_cost"][""] > 0
+    assert metrics["ray_maskrcnn_images_per_second_forecast"] == {"": forecast["images_per_s"]}
     assert set(metrics) <= set(map(exported_name, METRICS))
     assert set(map(exported_name, METRICS)) - set(metrics) == {"ray_maskrcnn_store_retries_total"}, (
         "no request failed"

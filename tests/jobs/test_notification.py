@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from maskrcnn_jobs.cli import main
-from maskrcnn_jobs.commands import notification
+from maskrcnn_jobs.commands import posting
 from maskrcnn_jobs.commands.notification import check_webhook
 from planted_images import write_planted
 from webserver import Site, answer
@@ -137,7 +137,7 @@ def test_a_webhook_that_fails_changes_nothing_but_a_warning(
     images: Path, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It hangs, refuses, sends elsewhere, answers with an error or with no HTTP, or is not there."""
-    monkeypatch.setattr(notification, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(posting, "TIMEOUT_S", 0.3)
     released = threading.Event()
     site.answers["/hush/hangs"] = lambda _: released.wait(60)
     site.answers["/hush/500"] = lambda request: answer(request, 500, b"no")
@@ -171,7 +171,7 @@ def test_the_end_does_not_wait_for_long(
     images: Path, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A webhook that goes on sending something, without ever answering, is never silent for long enough."""
-    monkeypatch.setattr(notification, "WAIT_S", 0.3)
+    monkeypatch.setattr(posting, "WAIT_S", 0.3)
     released = threading.Event()
     site.answers["/slow"] = lambda _: released.wait(60)
     assert segment(images, f"{site.url}/slow").exit_code == 0

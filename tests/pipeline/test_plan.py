@@ -136,6 +136,15 @@ def test_the_plans_of_all_generations_are_read_in_order(store_url: str) -> None:
         read_plans(storage)
 
 
+@pytest.mark.parametrize("generations", [15, 16, 17, 32, 33])
+def test_all_of_many_plans_are_read(tmp_path: Path, generations: int) -> None:
+    storage = Storage(str(tmp_path))
+    every = [a_plan(100), *(a_plan(7, 4, generation=number) for number in range(2, generations + 1))]
+    for plan in every:
+        create_plan(storage, plan)
+    assert read_plans(storage) == every
+
+
 def test_of_two_plans_the_first_stands(store_url: str) -> None:
     storage = Storage(store_url)
     assert write_run(storage, {"by": "first"}, a_plan(100)) == a_plan(100)

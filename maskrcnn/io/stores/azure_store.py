@@ -19,7 +19,7 @@ from ..url import Url
 from . import deadlines
 from .deadlines import TooSlowError, in_time
 from .remote_store import RemoteStore, prefix_of, stat_of
-from .retry_count import count_retry
+from .request_count import LIST, count_request, count_retry
 from .store import Fault, NotSetUpError, ObjectStat, Page, one_line, raised_and_not_logged
 
 T = TypeVar("T")
@@ -127,6 +127,9 @@ class AzureStore(RemoteStore):
 
             def on_answer(response: Any) -> None:
                 answer = response.http_response
+                asked_for = response.http_request
+                is_page = asked_for.query.get("comp") == "list"
+                count_request(LIST if is_page else asked_for.method)
                 if answer.status_code < 300:
                     expect(int(answer.headers.get("Content-Length") or 0))
                     asked = response.http_request.headers.get("x-ms-range")

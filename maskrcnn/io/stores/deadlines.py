@@ -5,7 +5,7 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from .retry_count import count_retry
+from .request_count import count_retry
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from . import deadlines
 from .deadlines import TooSlowError, in_time
 from .fsspec_store import FsspecStore
 from .remote_store import prefix_of, stat_of
-from .retry_count import count_retry
+from .request_count import LIST, count_request, count_retry
 from .store import Fault, NotSetUpError, ObjectStat, Page, one_line, raised_and_not_logged
 
 _LOGIN: Final = "run `gcloud auth application-default login`"
@@ -174,7 +174,11 @@ def _session_options() -> dict[str, Any]:
     async def on_start(_session: Any, _context: Any, request: Any) -> None:
         asked = (request.method, str(request.url))
         # The parts of a large object have one address, to which each is sent by a PUT.
-        if (operation := _under_way.get()) is not None and request.method != "PUT":
+        operation = _under_way.get()
+        if operation is not None:
+            is_page = request.method == "GET" and request.url.path.endswith("/o")
+            count_request(LIST if is_page else request.method)
+        if operation is not None and request.method != "PUT":
             if asked in operation.asked:
                 count_retry()
             operation.asked.add(asked)

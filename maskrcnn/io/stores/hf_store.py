@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, cast
 from ..refusals import Refusal
 from ..url import Url
 from .fsspec_store import FsspecStore
+from .request_count import count_request
 from .store import Fault, NotSetUpError, ObjectStat, Page, raised_and_not_logged
 
 _ENDPOINT: Final = "HF_ENDPOINT"
@@ -67,6 +68,7 @@ class HfStore(FsspecStore):
         stop = size if stop is None else min(stop, size)
         if start >= stop:
             return b""
+        count_request("GET")
         return cast(bytes, client.cat_file(url.path, start=start, end=stop, cache_type="none"))
 
     def scan(self, url: Url, stem: str = "") -> Iterator[Page]:  # noqa: ARG002

@@ -30,7 +30,7 @@ from typing import BinaryIO, Final
 from ...errors import ItemError, plural
 from ..refusals import Refusal
 from ..url import WEB_SCHEMES, Url
-from .retry_count import count_retry
+from .request_count import count_request, count_retry
 from .store import InputStore
 
 REDIRECTS: Final = 5
@@ -231,6 +231,7 @@ def _get(place: _Place, max_bytes: int, is_allowed: AddressCheck, deadline: floa
     """
     connection = _Connection(place, _addresses(place, is_allowed))
     headers = {"User-Agent": "maskrcnn-ray", "Accept": "image/*,*/*", "Connection": "close"}
+    count_request("GET")
     with _cut_at(deadline, connection):
         connection.request("GET", place.target, headers=headers)
         with connection.getresponse() as answer:

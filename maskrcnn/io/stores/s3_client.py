@@ -22,7 +22,7 @@ from fsspec.asyn import sync
 
 from . import deadlines
 from .deadlines import in_time
-from .retry_count import count_retry
+from .request_count import LIST, count_request, count_retry
 from .s3_settings import check_endpoint, max_attempts, retry_mode, setup_faults
 from .store import raised_and_not_logged
 
@@ -66,7 +66,7 @@ def _session() -> Any:
 
     raised_and_not_logged("botocore.credentials", "aiobotocore.credentials")
     session = AioSession()
-    session.register("before-send.s3", _count_repeats)
+    session.register("before-send.s3", _count)
     session.register("needs-retry.s3", _sign_again)
     session.register("needs-retry.s3.HeadBucket", _end_redirects)
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time_of)
@@ -99,7 +99,8 @@ def _http_session_class() -> type:
     return SendingOnce
 
 
-def _count_repeats(request: Any, **_: object) -> None:
+def _count(request: Any, **_: object) -> None:
+    count_request(LIST if "list-type=2" in request.url else request.method)
     # botocore numbers its attempts: `attempt=2; max=6`
     number = re.search(r"attempt=(\d+)", str(request.headers.get("amz-sdk-request")))
     if number and int(number[1]) > 1:

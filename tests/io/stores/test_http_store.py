@@ -19,7 +19,7 @@ from webserver import Site, answer
 from maskrcnn.errors import ItemError
 from maskrcnn.io.stores import http_store
 from maskrcnn.io.stores.http_store import is_public, read_web
-from maskrcnn.io.stores.retry_count import take_retries
+from maskrcnn.io.stores.request_count import take_retries
 from maskrcnn.io.url import redact
 
 BODY = bytes(range(256)) * 1000
