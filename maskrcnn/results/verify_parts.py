@@ -13,7 +13,7 @@ from .verify_loading import BrokenError, LoadedOutput, checking
 KEPT_FINDINGS: Final = 20
 """Maximum number kept of each check; all are counted."""
 Checking = Generator[Fault | int, None, str]
-"""Yields what is wrong, or how many further faults there are, and returns a line with the counts."""
+"""Yields what is wrong, or the number of further faults, and returns a line with the counts."""
 
 T = TypeVar("T")
 Item = TypeVar("Item")

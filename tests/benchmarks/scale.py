@@ -1,11 +1,11 @@
 """The whole chain over planted images, by size: CPU seconds and peak memory of each stage, and how they grow.
 
-    python -m tests.benchmarks.scale [--sizes 10000 100000] [--stages plan sweep …] [--folder DIR] [--lines FILE]
+    python -m tests.benchmarks.scale [--sizes 10000 100000] [--stages plan map …] [--folder DIR] [--lines FILE]
     make scale
 
 A collection is a manifest that names 500 small planted images repeatedly; every hundredth row names one that is broken
-until `retry`. Each stage is a process of its own, mostly the command itself. The sweep and the commands that use Ray
-for a large run start one. From `--planted-from` images on, the sweep is replaced by `plant`: the worker of an actor,
+until `retry`. Each stage is a process of its own, mostly the command itself. The map stage and the commands that use Ray
+for a large run start one. From `--planted-from` images on, `map` is replaced by `plant`: the worker of an actor,
 in one process without Ray, which reads every file, but decodes and segments the 500 only once.
 
 Of each stage: wall seconds, CPU seconds of all its processes, and the peak resident memory of the command's process
@@ -72,9 +72,9 @@ class Sample:
         return self.folder / "run"
 
     @property
-    def truth(self) -> Path:
+    def ground_truth(self) -> Path:
         """The ground truth of all rows, COCO JSON."""
-        return self.folder / "truth.json"
+        return self.folder / "ground_truth.json"
 
     def name(self, row: int) -> str:
         """Return the name of a row."""
@@ -89,18 +89,18 @@ def write_sample(pool: Path, sample: Sample) -> None:
     """Write the manifest and the ground truth of a collection."""
     sample.folder.mkdir()
     files = sorted(path for path in pool.glob("planted-*.png"))
-    truth = json.loads((pool / "instances.json").read_text())
+    ground_truth = json.loads((pool / "instances.json").read_text())
     by_image: list[list[dict[str, Any]]] = [[] for _ in files]
-    for annotation in truth["annotations"]:
+    for annotation in ground_truth["annotations"]:
         by_image[annotation["image_id"] - 1].append(annotation)
-    with sample.manifest.open("w") as rows, sample.truth.open("w") as out:
+    with sample.manifest.open("w") as rows, sample.ground_truth.open("w") as out:
         rows.write("uri,name\n")
-        out.write(f'{{"categories": {json.dumps(truth["categories"])}, "images": [')
+        out.write(f'{{"categories": {json.dumps(ground_truth["categories"])}, "images": [')
         for row in range(sample.images):
             broken = row % BROKEN_EVERY == BROKEN_EVERY - 1
             place = pool / "broken.png" if broken else files[row % DISTINCT]
             rows.write(f"{place},{sample.name(row)}\n")
-            entry = truth["images"][row % DISTINCT] | {"id": row + 1, "file_name": sample.name(row)}
+            entry = ground_truth["images"][row % DISTINCT] | {"id": row + 1, "file_name": sample.name(row)}
             out.write(("," if row else "") + json.dumps(entry))
         out.write('], "annotations": [')
         number = 0
@@ -115,7 +115,7 @@ def write_sample(pool: Path, sample: Sample) -> None:
 # Stages that are not commands
 
 
-def sweep(manifest: str, output: str) -> None:
+def run_map(manifest: str, output: str) -> None:
     """Run the map stage of a planned run on a Ray of this machine."""
     from maskrcnn_jobs.driver.cluster import connected
     from maskrcnn_jobs.driver.planning import Request, prepare
@@ -276,7 +276,7 @@ def _role(process: psutil.Process, root: psutil.Process) -> str:
         return "driver"
     title = " ".join(process.cmdline())
     if title.startswith("ray::"):
-        return "task"
+        return "ray" if "Agent" in title else "task"
     return "ray" if "/ray/" in title or process.name() in ("raylet", "gcs_server") else "task"
 
 
@@ -314,7 +314,7 @@ def stages_of(sample: Sample, pool: Path, *, planted: bool) -> dict[str, Callabl
         **(
             {"plant": lambda: here("plant", run)}
             if planted
-            else {"sweep": lambda: here("sweep", str(sample.manifest), run)}
+            else {"map": lambda: here("run_map", str(sample.manifest), run)}
         ),
         "reduce": lambda: cli("reduce", run),
         "of which COCO": lambda: here("write_coco", run),
@@ -322,7 +322,7 @@ def stages_of(sample: Sample, pool: Path, *, planted: bool) -> dict[str, Callabl
         "status": lambda: cli("status", run),
         "verify": lambda: cli("verify", run),
         "retry": retry,
-        "evaluate": lambda: cli("evaluate", run, "--truth", str(sample.truth)),
+        "evaluate": lambda: cli("evaluate", run, "--truth", str(sample.ground_truth)),
         "diff, 1 % changed": diff_before,
         "diff, all changed": diff_all,
         "show --where": lambda: cli("show", run, "--where", one_of_the_last, "--output", picture),
@@ -364,9 +364,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], metavar="N")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="only these, on a run that --folder has")
     parser.add_argument("--planted-from", type=int, default=1_000_000, metavar="N")
-    parser.add_argument(
-        "--folder", type=Path, help="keep everything there; with --stages, what is there is used"
-    )
+    parser.add_argument("--folder", type=Path, help="keep everything there; with --stages, its runs are used")
     parser.add_argument(
         "--lines", type=Path, help="append the JSON lines to this file; by default they are printed"
     )

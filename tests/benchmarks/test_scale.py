@@ -40,10 +40,10 @@ def test_a_collection_and_its_ground_truth_name_the_same_images(tmp_path: Path) 
     sample = Sample(tmp_path / "sample", 2 * BROKEN_EVERY)
     write_sample(tmp_path / "images", sample)
     header, *rows = sample.manifest.read_text().splitlines()
-    truth = json.loads(sample.truth.read_text())
+    ground_truth = json.loads(sample.ground_truth.read_text())
     assert header == "uri,name"
-    assert [row.partition(",")[2] for row in rows] == [image["file_name"] for image in truth["images"]]
+    assert [row.partition(",")[2] for row in rows] == [image["file_name"] for image in ground_truth["images"]]
     assert sum("broken.png" in row for row in rows) == 2
     of_pool = json.loads((tmp_path / "images" / "instances.json").read_text())["annotations"]
     expected = [a["segmentation"] for a in of_pool if a["image_id"] <= len(rows)]
-    assert [a["segmentation"] for a in truth["annotations"]] == expected
+    assert [a["segmentation"] for a in ground_truth["annotations"]] == expected

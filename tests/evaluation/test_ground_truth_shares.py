@@ -19,7 +19,7 @@ IMAGES = 6
 
 
 def annotations_of(images: list[int]) -> pa.Table:
-    """Return one annotation for each of the images, told apart by its number, and its mask by the same."""
+    """Return one annotation for each of the images, with its number, which is its mask too."""
     columns = {
         "number": range(1, len(images) + 1),
         "image": images,
