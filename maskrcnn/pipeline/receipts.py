@@ -10,9 +10,10 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -26,9 +27,12 @@ from ..io.storage import Storage
 from ..stats import Stats
 from ..types import Category
 from .plan import Plan, Shard
+from .success import RunAll, run_here
 
 SHARDS: Final = "shards"
 RECEIPTS: Final = "receipts"
+RECEIPTS_AT_ONCE: Final = 1000
+"""The number of receipts that one task of the reduce reads: about a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +213,33 @@ def check_complete(plans: Sequence[Plan], choice: Choice) -> None:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive shards of a generation, whose receipts are read together."""
+
+    shards: tuple[Shard, ...]
+    paths: tuple[str, ...]
+    """Of their receipts."""
+    touched: tuple[bool, ...]
+    """Whether the rows of a shard are counted by the reduce, and not by its receipt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a reduce needs of some receipts."""
+
+    chosen: tuple[ChosenReceipt, ...]
+    stats: Stats
+    timings: "TimingsFold"
+
+
 def collect(
     storage: Storage,
     plans: Sequence[Plan],
     choice: Choice,
     touched: Sequence[NDArray[np.bool_]],
     categories: Sequence[Category],
+    run_all: RunAll = run_here,
 ) -> ChosenReceipts:
     """Read the receipts of a complete choice, and fold their statistics and timings.
 
@@ -224,67 +249,97 @@ def collect(
         choice: as `choose` returns it.
         touched: for each generation (shards,) whether a later one has rows of it; all are those of a retry.
         categories: of the run.
+        run_all: maps `fold_receipts` over a thousand receipts each.
 
     Raises:
         RunError: a receipt is broken, or belongs to another plan.
     """
-    stats = Stats.zero(categories)
-    timings = _TimingsFold()
-    chosen: list[tuple[ChosenReceipt, ...]] = []
+    chunks = [
+        Chunk(
+            tuple(plan[index] for index in range(start, stop)),
+            tuple(of_plan[index] for index in range(start, stop)),
+            tuple(touched_here[start:stop].tolist()),
+        )
+        for plan, of_plan, touched_here in zip(plans, choice, touched, strict=True)
+        for start, stop in pairwise([*range(0, len(plan), RECEIPTS_AT_ONCE), len(plan)])
+    ]
+    folded: list[Folded] = run_all(functools.partial(fold_receipts, storage.url, categories), chunks)
+    chosen: list[list[ChosenReceipt]] = [[] for _ in plans]
+    timings = TimingsFold()
+    for chunk, of_chunk in zip(chunks, folded, strict=True):
+        chosen[chunk.shards[0].generation - 1].extend(of_chunk.chosen)
+        timings.merge(of_chunk.timings)
+    stats = sum((of_chunk.stats for of_chunk in folded), start=Stats.zero(categories))
+    return ChosenReceipts(tuple(map(tuple, chosen)), stats, timings.to_json())
+
+
+def fold_receipts(url: str, categories: Sequence[Category], chunk: Chunk) -> Folded:
+    """Read some receipts, and sum their statistics and timings.
+
+    Raises:
+        RunError: a receipt is broken, or belongs to another plan.
+    """
+    storage, stats, timings = Storage(url), Stats.zero(categories), TimingsFold()
+    chosen = []
     with ThreadPoolExecutor(8) as pool:
-        for plan, of_plan, touched_here in zip(plans, choice, touched, strict=True):
-            kept: list[ChosenReceipt] = []
-            paths = [of_plan[index] for index in range(len(plan))]
-            for shard, path, receipt in zip(plan, paths, _read_receipts(pool, storage, paths), strict=True):
-                described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
-                if described != (shard.name, shard.start, shard.stop, len(shard)):
-                    raise RunError(
-                        f"{storage.url}/{path} belongs to another plan; remove it, and run `maskrcnn segment` again"
-                    )
-                if not touched_here[len(kept)]:
-                    stats = stats + Stats.from_json(receipt.stats)
-                timings.add(receipt)
-                kept.append(ChosenReceipt(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
-            chosen.append(tuple(kept))
-    return ChosenReceipts(tuple(chosen), stats, timings.to_json())
+        receipts = pool.map(functools.partial(read_receipt, storage), chunk.paths)
+        for shard, path, touched, receipt in zip(
+            chunk.shards, chunk.paths, chunk.touched, receipts, strict=True
+        ):
+            described = (receipt.shard, receipt.start, receipt.stop, receipt.images.rows)
+            if described != (shard.name, shard.start, shard.stop, len(shard)):
+                raise RunError(
+                    f"{storage.url}/{path} belongs to another plan; remove it, and run `maskrcnn segment` again"
+                )
+            if not touched:
+                stats = stats + Stats.from_json(receipt.stats)
+            timings.add(receipt)
+            chosen.append(ChosenReceipt(receipt.shard, receipt.attempt, receipt.images, receipt.instances))
+    return Folded(tuple(chosen), stats, timings)
 
 
-def _read_receipts(pool: ThreadPoolExecutor, storage: Storage, paths: Sequence[str]) -> Iterator[Receipt]:
-    for start in range(0, len(paths), 64):
-        yield from pool.map(functools.partial(read_receipt, storage), paths[start : start + 64])
-
-
-class _TimingsFold:
+@dataclass(slots=True)
+class TimingsFold:
     """Sums timings and executions of receipts; separate from the statistics, which are exact."""
 
-    def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
-        self._executions: Counter[str] = Counter()
-        self._actors: set[tuple[str, int]] = set()
-        self._images = self._shards = self._retries = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    executions: Counter[str] = field(default_factory=Counter)
+    actors: set[tuple[str, int]] = field(default_factory=set)
+    images: int = 0
+    shards: int = 0
+    retries: int = 0
 
     def add(self, receipt: Receipt) -> None:
-        self._seconds.update(receipt.timings)
+        """Add a receipt."""
+        self.seconds.update(receipt.timings)
         execution = dict(receipt.execution)
-        self._actors.add((execution.pop("node", ""), execution.pop("pid", 0)))
-        self._executions[json.dumps(execution, sort_keys=True)] += 1
-        self._images += receipt.stop - receipt.start
-        self._shards += 1
-        self._retries += receipt.storage_retries
+        self.actors.add((execution.pop("node", ""), execution.pop("pid", 0)))
+        self.executions[json.dumps(execution, sort_keys=True)] += 1
+        self.images += receipt.stop - receipt.start
+        self.shards += 1
+        self.retries += receipt.storage_retries
+
+    def merge(self, other: "TimingsFold") -> None:
+        """Add the sums of other receipts."""
+        self.seconds.update(other.seconds)
+        self.executions.update(other.executions)
+        self.actors |= other.actors
+        self.images += other.images
+        self.shards += other.shards
+        self.retries += other.retries
 
     def to_json(self) -> dict[str, Any]:
-        stages = {
-            name: round(seconds, 3) for name, seconds in sorted(self._seconds.items()) if name != "wall"
-        }
+        """Return the sums, as in `timings.json`."""
+        stages = {name: round(seconds, 3) for name, seconds in sorted(self.seconds.items()) if name != "wall"}
         return {
-            "images": self._images,
-            "shards": self._shards,
-            "actors": len(self._actors),
-            "storage_retries": self._retries,
-            "shard_wall_s": round(self._seconds["wall"], 3),
+            "images": self.images,
+            "shards": self.shards,
+            "actors": len(self.actors),
+            "storage_retries": self.retries,
+            "shard_wall_s": round(self.seconds["wall"], 3),
             "stages_s": stages,
             "execution": [
                 json.loads(execution) | {"shards": shards}
-                for execution, shards in sorted(self._executions.items())
+                for execution, shards in sorted(self.executions.items())
             ],
         }

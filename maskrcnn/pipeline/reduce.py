@@ -94,8 +94,12 @@ class Gathered:
         return self.plans[-1]
 
 
-def gather(storage: Storage) -> Gathered:
+def gather(storage: Storage, run_all: RunAll = run_here) -> Gathered:
     """Read the plans and receipts of a finished map stage.
+
+    Args:
+        storage: the run's directory.
+        run_all: maps the reading of receipts.
 
     Raises:
         RunError: the map stage is not finished, or its files contradict each other.
@@ -123,7 +127,7 @@ def gather(storage: Storage) -> Gathered:
     n_images = (planned_rows(plans) if window_index is None else window_index.n_images) - len(retired)
     gone = [_retired_by(plan, retired, window_index) for plan in plans]
     touched = _touched(plans, np.concatenate([*lists, *gone]))
-    chosen_receipts = collect(storage, plans, choice, touched, categories_of(run))
+    chosen_receipts = collect(storage, plans, choice, touched, categories_of(run), run_all)
     generations = [
         _contribution(plan, kept, rows, without)
         for plan, kept, rows, without in zip(plans, chosen_receipts.chosen, lists, gone, strict=True)
@@ -204,7 +208,7 @@ def reduce_run(
         UsageError: as `gather`.
     """
     storage = Storage(url)
-    gathered = gather(storage)
+    gathered = gather(storage, run_all)
     before = read_success(storage)
     is_finished = before is not None and before["generation"] == gathered.latest.generation
     if before is not None and is_finished and keep_finished:

@@ -57,12 +57,17 @@ class _Part:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._shards)
 
+    def __getitem__(self, index: int) -> Any:
+        return self._shards[index]
+
 
 def incomplete_reduce() -> AbstractContextManager[Any]:
     """The tables are made of the receipts that there are."""
     collect = maskrcnn.pipeline.reduce.collect
 
-    def collected(storage: Storage, plans: Any, choice: Any, touched: Any, categories: Any) -> Any:
+    def collected(
+        storage: Storage, plans: Any, choice: Any, touched: Any, categories: Any, run_all: Any
+    ) -> Any:
         indices = [sorted(of_plan) for of_plan in choice]
         if not indices[0]:
             raise RunError("there is nothing to reduce")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File
 from maskrcnn.io.storage import Storage
+from maskrcnn.pipeline import receipts
 from maskrcnn.pipeline.plan import Plan
 from maskrcnn.pipeline.receipts import ChosenReceipts, Receipt, check_complete, choose, collect, commit
 from maskrcnn.stats import Stats
@@ -56,7 +57,8 @@ EVERY = [shard.name for plan in PLANS for shard in plan]
 
 
 def collected(storage: Storage, touched: list[bool]) -> ChosenReceipts:
-    return collect(storage, PLANS, choose(storage, PLANS), np.array(touched), CATEGORIES)
+    every = [np.array(touched), np.ones(len(PLANS[1]), np.bool_)]
+    return collect(storage, PLANS, choose(storage, PLANS), every, CATEGORIES)
 
 
 def test_what_is_collected_is_the_sum_of_what_was_not_done_again(tmp_path: Path) -> None:
@@ -71,6 +73,18 @@ def test_what_is_collected_is_the_sum_of_what_was_not_done_again(tmp_path: Path)
     assert timings["storage_retries"] == 15
     assert (timings["shard_wall_s"], timings["stages_s"]) == (10.0, {"model": 7.5})
     assert timings["execution"] == [{"device": "cpu", "shards": 5}]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_receipts_are_folded_alike_few_or_many_at_once(
+    tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    for number, shard in enumerate(EVERY):
+        written(storage, shard, execution={"node": f"n{number % 2}", "pid": number, "device": "cpu"})
+    together = collected(storage, [False, True, False])
+    monkeypatch.setattr(receipts, "RECEIPTS_AT_ONCE", at_once)
+    assert collected(storage, [False, True, False]) == together
 
 
 def test_of_several_attempts_the_first_by_name_counts_whose_files_are_there(tmp_path: Path) -> None:
