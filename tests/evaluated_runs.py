@@ -12,7 +12,7 @@ from maskrcnn.config import InferenceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.masks.rle import crop_to_rle
-from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.merge_generations import group_shards
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.worker import ShardWorker
 from maskrcnn.synthetic.planted import PLANTED_CATEGORIES, PlantedSegmenter, best_of, planted_instances

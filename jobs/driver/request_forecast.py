@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from maskrcnn.io.stores.request_count import LIST
-from maskrcnn.pipeline.merge_retries import PART_BYTES
+from maskrcnn.pipeline.merge_generations import PART_BYTES
 from maskrcnn.visualization.run_report import GALLERY_IMAGES
 
 from .usage import Usage

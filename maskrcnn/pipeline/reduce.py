@@ -43,7 +43,7 @@ from ..schema import SCHEMA_VERSION
 from ..tiling.index import WindowIndex
 from ..types import Category
 from .manifest_file import check_manifest, read_retired, read_rows, read_window_index
-from .merge_retries import Generation, Group, RetryShard, group_shards
+from .merge_generations import Generation, Group, RetryShard, group_shards
 from .plan import (
     PLAN,
     Plan,

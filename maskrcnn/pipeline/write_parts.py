@@ -26,7 +26,7 @@ from ..tiling.assemble import assemble, geo_folders
 from ..tiling.index import WindowIndex
 from ..types import Category
 from .manifest_file import ManifestReader, read_current_windows, read_window_index
-from .merge_retries import Group, GroupReader
+from .merge_generations import Group, GroupReader
 from .plan import read_plans
 from .success import refuse_outdated
 

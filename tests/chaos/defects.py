@@ -16,7 +16,7 @@ import maskrcnn_jobs.driver.planning
 import maskrcnn_jobs.driver.run
 import pyarrow as pa
 
-import maskrcnn.pipeline.merge_retries
+import maskrcnn.pipeline.merge_generations
 import maskrcnn.pipeline.plan_retry
 import maskrcnn.pipeline.reduce
 import maskrcnn.pipeline.worker
@@ -99,7 +99,7 @@ def retry_alone() -> AbstractContextManager[Any]:
             return images, instances
         return pa.concat_tables(p.images for p in pieces), pa.concat_tables(p.instances for p in pieces)
 
-    return _patched(maskrcnn.pipeline.merge_retries, merge_results=merge_results)
+    return _patched(maskrcnn.pipeline.merge_generations, merge_results=merge_results)
 
 
 def streamed_parts() -> AbstractContextManager[Any]:

@@ -23,7 +23,7 @@ from maskrcnn.config import InferenceConfig, ResourceConfig
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline.manifest_file import check_manifest
-from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.merge_generations import group_shards
 from maskrcnn.pipeline.plan import Plan, check_run, pending_of, read_plans, read_run
 from maskrcnn.pipeline.receipts import complete_receipts
 from maskrcnn.pipeline.reduce import reduce_run

@@ -24,7 +24,7 @@ from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import RunError, UsageError
 from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline import reduce
-from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.merge_generations import group_shards
 from maskrcnn.pipeline.plan import read_plans
 from maskrcnn.pipeline.plan_update import compare
 from maskrcnn.schema import MANIFEST

@@ -27,7 +27,7 @@ from maskrcnn.io.storage import Storage
 from maskrcnn.pipeline import reduce
 from maskrcnn.pipeline.list_inputs import read_inputs
 from maskrcnn.pipeline.manifest_file import ROWS, write_manifest, write_rows
-from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.merge_generations import group_shards
 from maskrcnn.pipeline.plan import Plan, create_plan, read_plan, write_run
 from maskrcnn.pipeline.reduce import reduce_run
 from maskrcnn.pipeline.success import categories_of, finished

@@ -33,7 +33,7 @@ from maskrcnn.errors import RunError, UsageError
 from maskrcnn.imaging.decode import Limits
 from maskrcnn.io.parquet import write_tables
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.merge_retries import group_shards
+from maskrcnn.pipeline.merge_generations import group_shards
 from maskrcnn.pipeline.plan import Plan, read_plans
 from maskrcnn.pipeline.plan_retry import plan_retry
 from maskrcnn.pipeline.reduce import reduce_run

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from maskrcnn.errors import RunError
 from maskrcnn.io.parquet import File, write_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.merge_retries import (
+from maskrcnn.pipeline.merge_generations import (
     Generation,
     Group,
     GroupReader,
