@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import RunError, UsageError, plural
 from ..io.parquet import GEO, Part
 from ..io.storage import Storage
-from ..pipeline.success import categories_of, parts_of
+from ..pipeline.success import categories_of, parts_of, read_success
 from ..schema import IMAGES, INSTANCES
 
 
@@ -42,6 +42,11 @@ def reading(storage: Storage, *paths: str) -> Iterator[None]:
         if isinstance(error, _UNREADABLE) or isinstance(error.__cause__, _UNREADABLE):
             for path in paths:
                 if fault := _fault(storage, path):
+                    if fault == "missing" and not _is_listed(storage, path):
+                        raise UsageError(
+                            f"{storage.url} was retried or updated while it was read: {path} was replaced; "
+                            "read it again"
+                        ) from error
                     raise disagreement(storage.url, f"{path} is {fault}") from error
         raise
 
@@ -61,6 +66,14 @@ def _fault(storage: Storage, path: str) -> str | None:
     except _UNREADABLE:
         return "damaged"
     return None
+
+
+def _is_listed(storage: Storage, path: str) -> bool:
+    """Return whether `_SUCCESS` lists a part now; True if there is none."""
+    success = read_success(storage)
+    if success is None:
+        return True
+    return any(entry["path"] == path for entries in success["parts"].values() for entry in entries)
 
 
 def checked_counts(

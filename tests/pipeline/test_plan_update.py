@@ -193,6 +193,18 @@ def test_a_reader_of_the_record_before_finds_its_files_until_the_new_record_is_t
     assert len(seen) > 4
 
 
+def test_a_reader_whose_files_were_replaced_is_told_so(tmp_path: Path, pictures: list[bytes]) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    put(source, "0.png", pictures[0])
+    before = segment(source, output)
+    put(source, "0.png", pictures[1])
+    segment(source, output, update=True)
+    with pytest.raises(
+        UsageError, match=r"was retried or updated while it was read: .* was replaced; read it again"
+    ):
+        before.images()
+
+
 def test_an_update_that_was_interrupted_is_continued_and_another_follows(
     tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
