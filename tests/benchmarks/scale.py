@@ -4,9 +4,9 @@
     make scale
 
 A collection is a manifest that names 500 small planted images repeatedly; every hundredth row names one that is broken
-until `retry`. Each stage is a process of its own, mostly the command itself. The map stage and the commands that use Ray
-for a large run start one. From `--planted-from` images on, `map` is replaced by `plant`: the worker of an actor,
-in one process without Ray, which reads every file, but decodes and segments the 500 only once.
+until `retry`. Each stage is a process of its own, mostly the command itself. The map stage, and the commands that use
+Ray for a large run, start one. From `--planted-from` images on, `map` is replaced by `plant`: an actor's worker, in
+one process without Ray, which reads every file, but decodes and segments the 500 only once.
 
 Of each stage: wall seconds, CPU seconds of all its processes, and the peak resident memory of the command's process
 (`driver`) and of the largest process that works for it (`task`), without Ray's own. Written as JSON lines as the stages
