@@ -83,7 +83,9 @@ class InstanceColumns:
             scores=scores,
             masks=tuple(text.encode("ascii") for text in texts),
             areas=self.areas[rows],
-            mask_boxes=self.mask_boxes[rows],
+            mask_boxes=self.mask_boxes[rows].astype(
+                np.int32, copy=False
+            ),  # null, and no integers, without masks
             capped=capped,
             frames=self.frames[rows] if self.frames is not None and stop > start else None,
         )

@@ -193,7 +193,7 @@ def test_a_reader_of_the_record_before_finds_its_files_until_the_new_record_is_t
     assert len(seen) > 4
 
 
-def test_a_reader_whose_files_were_replaced_is_told_so(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_a_reader_whose_files_were_replaced_learns_it(tmp_path: Path, pictures: list[bytes]) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     put(source, "0.png", pictures[0])
     before = segment(source, output)
