@@ -40,6 +40,8 @@ def replay(output: str, shard: str, as_json: bool, **options: Any) -> None:
         if more > 0:
             click.echo(f"and {plural(more, 'more difference')}")
         tried = f", {plural(result.not_tried, 'image')} not tried again" if result.not_tried else ""
+        if result.retired:
+            tried += f", {plural(result.retired, 'row')} not compared since an update retired them"
         outcome = plural(len(result.differences), "difference") if result.differences else "equal"
         counts = f"{plural(result.images, 'row')}, {plural(result.instances, 'instance')}{tried}"
         click.echo(f"shard {result.shard}: {counts}: {outcome}")

@@ -29,8 +29,6 @@ def status(output: str, as_json: bool) -> None:
 
 
 def _lines(facts: dict[str, Any], output: str) -> list[str]:
-    from maskrcnn.pipeline.manifest_file import SKIPPED_NAME
-
     generation = f"; generation {facts['generation']}" if facts["generation"] > 1 else ""
     lines = [f"{facts['state']}: {_progress_line(facts)}{generation}"]
     if facts["retry"]:
@@ -38,7 +36,7 @@ def _lines(facts: dict[str, Any], output: str) -> list[str]:
     if facts["waiting_for"]:
         lines.append(f"waiting for {facts['waiting_for']}")
     if facts["skipped"]:
-        listed = f"{output.rstrip('/')}/{SKIPPED_NAME}"
+        listed = f"{output.rstrip('/')}/{facts['skipped_file']}"
         lines.append(f"{plural(facts['skipped'], 'file')} of the input skipped, listed in {listed}")
     if facts["counts"]:
         lines.append(summary_line(facts["counts"], output))
@@ -57,14 +55,15 @@ def run_status(output: str) -> dict[str, Any]:
 
     Returns:
         `state` (`finished`; `unfinished`; `unreduced`: all shards are done, and the tables are to be written), the
-        progress of the first plan and, under `retry`, of a retry or an update that is not finished, the `kind` of the
+        progress of the first plan and all updates together and, under `retry`, of a retry or an update that is not finished, the `kind` of the
         latest generation (`plan`, `retry`, `update`), what the run is waiting for
-        (`waiting_for`, a phrase, or None), the number of files that the listing `skipped`, and the `counts` of
-        `_SUCCESS`.
+        (`waiting_for`, a phrase, or None), the number of files that the last listing `skipped` and the file that names
+        them, and the `counts` of `_SUCCESS`.
 
     Raises:
         UsageError: the output holds no run, or one of another schema version.
     """
+    from maskrcnn.pipeline.manifest_file import skipped_file
     from maskrcnn.pipeline.plan import PLAN, no_run, read_plans, read_run
     from maskrcnn.pipeline.success import read_success
 
@@ -76,20 +75,27 @@ def run_status(output: str) -> dict[str, Any]:
     plans = read_plans(storage)
     if not plans:
         raise no_run(output, PLAN)
-    skipped = read_run(storage)["inputs"].get("skipped", {})
+    updates = [plan for plan in plans if plan.update is not None]
+    listed = updates[-1].update if updates else None
+    skipped = read_run(storage)["inputs"].get("skipped", {}) if listed is None else listed.skipped
+    sha256 = "" if listed is None else listed.skipped_sha256 or ""
     success = read_success(storage)
     done = success is not None and success["generation"] == plans[-1].generation
     receipts = [] if done else receipts_of(storage, plans)
     pending = [[] if done else list(plan.pending(receipts)) for plan in plans]
     facts = [_progress_of(plan, shards) for plan, shards in zip(plans, pending, strict=True)]
+    whole = _total([each for plan, each in zip(plans, facts, strict=True) if plan.first_row is not None])
+    if done and success is not None and plans[0].unit == "image":  # of those planned, some may count no more
+        whole["images"] = whole["images_done"] = success["counts"]["images"]
     return {
         "state": "finished" if done else "unfinished" if any(pending) else "unreduced",
         "generation": plans[-1].generation,
         "kind": plans[-1].kind,
-        **facts[0],
+        **whole,
         "retry": None if done or len(plans) == 1 else facts[-1],
         "waiting_for": None if done else _waiting_for(plans[-1], pending, read_drivers(storage)),
         "skipped": sum(skipped.values()),
+        "skipped_file": skipped_file(updates[-1].generation if updates else 1, sha256) if skipped else None,
         "counts": success["counts"] if success else None,
     }
 
@@ -110,6 +116,12 @@ def _waiting_for(latest: "Plan", pending: "Sequence[Sequence[Shard]]", drivers: 
     return (
         f"{what}: a command on {driver.host} is working on it{since}; if it was killed, repeat its {command}"
     )
+
+
+def _total(facts: "Sequence[dict[str, Any]]") -> dict[str, Any]:
+    """Return the progress of several plans together, with the time of the last."""
+    sums = {name: sum(each[name] for each in facts) for name in facts[0] if name not in ("created", "unit")}
+    return facts[-1] | sums
 
 
 def _progress_of(plan: "Plan", pending: "Sequence[Shard]") -> dict[str, Any]:

@@ -42,9 +42,11 @@ from maskrcnn.pipeline.plan import (
     run_digest,
     write_run,
 )
+from maskrcnn.pipeline.plan_retry import check_reducible
 from maskrcnn.pipeline.plan_update import plan_update
 from maskrcnn.pipeline.plan_windows import check_options, plan_windows
 from maskrcnn.pipeline.setting_differences import differences
+from maskrcnn.pipeline.success import finished
 from maskrcnn.schema import SCHEMA_VERSION
 
 from .driver_records import PROBES, record_driver
@@ -147,9 +149,9 @@ def prepare(request: Request) -> Plan:
                 raise _another_run(request, changed)
     else:
         ours = False
-        if request.strict:
+        if request.strict and not request.update:  # which lists again
             refuse_planned_skips(request.source, storage)
-    if not ours:
+    if not ours and finished(storage, plan) is None:
         what = plan.kind if plan.generation == 1 else f"{plan.kind} (generation {plan.generation})"
         log.info(
             "resuming the %s of %s: %s, not listed again", what, plan.created, plural(plan.rows, plan.unit)
@@ -168,11 +170,13 @@ def prepare_update(request: Request) -> Plan | None:
         RunError: as `prepare`.
     """
     storage = output_storage(request.output)
+    plans = read_plans(storage)
+    check_reducible(storage, plans)
     inputs = _list_inputs(request)
     if request.strict:
         refuse_skipped(request.source, inputs.skipped)
     log_skipped(inputs)
-    plan = plan_update(storage, read_plans(storage), read_run(storage), inputs, request.inference)
+    plan = plan_update(storage, plans, read_run(storage), inputs, request.inference)
     if plan is not None:
         log.info("planned an update of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
     return plan

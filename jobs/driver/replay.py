@@ -4,17 +4,27 @@ import contextlib
 import json
 import logging
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from maskrcnn.config import ResourceConfig
 from maskrcnn.errors import COSTLY_CODES, ItemError, RunError, UsageError, plural
 from maskrcnn.io.parquet import read_table
 from maskrcnn.io.storage import Storage
-from maskrcnn.pipeline.manifest_file import ManifestReader, ShardReader, check_manifest
-from maskrcnn.pipeline.plan import PLAN, Shard, check_run, no_run, read_plans, read_run
+from maskrcnn.pipeline.manifest_file import (
+    ManifestReader,
+    ShardReader,
+    check_manifest,
+    read_retired,
+    read_window_index,
+)
+from maskrcnn.pipeline.plan import PLAN, Plan, Shard, check_run, no_run, read_plans, read_run
 from maskrcnn.pipeline.receipts import SHARDS, Receipt, read_receipt, receipt_path
 from maskrcnn.pipeline.success import read_success
 from maskrcnn.results.table_differences import Difference, table_differences
@@ -41,6 +51,8 @@ class Replay:
     instances: int
     not_tried: int
     """Images that ended or blocked a worker when the run processed them, and are not computed again."""
+    retired: int
+    """Images that an update found changed or vanished, whose rows are not compared."""
     differences: tuple[Difference, ...]
     """In which values the rows differ from those that are stored."""
     environment: tuple[str, ...]
@@ -55,6 +67,7 @@ class Replay:
             "images": self.images,
             "instances": self.instances,
             "not_tried": self.not_tried,
+            "retired": self.retired,
             "differences": lines,
             "environment": list(self.environment),
         }
@@ -84,7 +97,8 @@ def replay_shard(output: str, name: str, resources: ResourceConfig) -> Replay:
     found = ((plan, plan.index_of(full)) for plan in plans)
     shard = next((plan[index] for plan, index in found if index is not None), None)
     if shard is None:
-        what = " and ".join(f"{plan.generation}-0 to {plan.generation}-{len(plan) - 1}" for plan in plans)
+        ranges = [f"{plan.generation}-0 to {plan.generation}-{len(plan) - 1}" for plan in plans if len(plan)]
+        what = " and ".join(ranges if len(ranges) < 4 else [*ranges[:1], "further ones up to " + ranges[-1]])
         raise UsageError(f"{output} has no shard {name}: it has {what}")
     receipt = _receipt_of(storage, shard)
     request = planned_request(output, run)
@@ -113,15 +127,23 @@ def replay_shard(output: str, name: str, resources: ResourceConfig) -> Replay:
     finally:
         with contextlib.suppress(RunError):  # what ended it is what counts
             storage.remove_tree(probes)
+    retired = _retired(storage, plans, shard)
+    kept = pa.array(~retired)
+    pairs = [(before["images"].filter(kept), images.filter(kept))]
+    pairs.append(
+        tuple(_of_images(*both) for both in zip((before["instances"], instances), pairs[0], strict=True))
+    )
     differences = [
-        *table_differences(plans[0].unit + "s", before["images"], images),
-        *table_differences("instances", before["instances"], instances),
+        difference
+        for what, both in zip((f"{plans[0].unit}s", "instances"), pairs, strict=True)
+        for difference in table_differences(what, *both)
     ]
     return Replay(
         shard.name,
         len(images),
         len(instances),
         len(costly),
+        int(retired.sum()),
         tuple(differences),
         tuple(_environment(run["versions"], execution, now)),
     )
@@ -140,6 +162,18 @@ def _receipt_of(storage: Storage, shard: Shard) -> Receipt:
             "to compare with"
         )
     raise RunError(f"shard {shard.name} is not processed yet: `maskrcnn segment` continues the run")
+
+
+def _retired(storage: Storage, plans: Sequence[Plan], shard: Shard) -> NDArray[np.bool_]:
+    """Return whether each row of a shard does not count any more, since an update, (N,) bool."""
+    numbers, _ = ShardReader(storage).rows(shard)
+    windows = read_window_index(storage, plans)
+    rows = numbers if windows is None else windows.rows_of(numbers)
+    return np.isin(rows, read_retired(storage, plans)["row"].to_numpy())
+
+
+def _of_images(instances: pa.Table, images: pa.Table) -> pa.Table:
+    return instances.filter(pc.is_in(instances["image_id"], images["image_id"].combine_chunks()))
 
 
 def _costly(storage: Storage, shard: Shard, images: pa.Table) -> dict[int, ItemError]:

@@ -83,6 +83,7 @@ def plan_update(
             columns than those of the run.
         RunError: the store failed.
     """
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     latest = plans[-1]
     success = check_reducible(storage, plans)
     retired = read_retired(storage, plans)
@@ -90,9 +91,10 @@ def plan_update(
         known = manifest.rows(0, manifest.num_rows)
     rows = current_rows(len(known), retired)
     _check_columns(run, known.schema, inputs)
-    listed = _with_stats(inputs.table)
+    listed, gone = _with_stats(inputs.table)
     before = _as_processed(storage, success, known.take(pa.array(rows)))
-    found = compare(before, listed, ids_given=inputs.ids_given, created=latest.created)
+    last_listed = max(plan.created for plan in plans if plan.first_row is not None)
+    found = compare(before, listed, ids_given=inputs.ids_given, created=last_listed, gone=gone)
     counts = {name: len(getattr(found, name)) for name in ("added", "changed", "vanished")}
     as_before = len(rows) - counts["changed"] - counts["vanished"]
     log.info("%s, %s as before", ", ".join(f"{n:,} {what}" for what, n in counts.items()), f"{as_before:,}")
@@ -105,21 +107,21 @@ def plan_update(
     if not inputs.ids_given:
         more = _numbered(more, len(known), np.searchsorted(appended, found.changed), before, found.former)
     generation = latest.generation + 1
-    gone = _retired(before, rows, found, generation)
+    newly_retired = _retired(before, rows, found, generation)
     plan = Plan(
         generation,
         len(more),
         min(plans[0].shard_images, default_shard_images(max(len(more), 1))),
         manifest_sha256 := write_manifest(storage, _appended(known, more), generation),
         latest.digest,
-        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created,
         grid_sha256=latest.grid_sha256,
         manifest=manifest_file(generation, manifest_sha256),
         update=Update(
             planned_rows(plans),
             **counts,
             retired_sha256=write_retired(
-                storage, generation, pa.concat_tables([retired, gone]).sort_by("row")
+                storage, generation, pa.concat_tables([retired, newly_retired]).sort_by("row")
             ),
             source_sha256=inputs.source_sha256,
             skipped=counts_of(inputs.skipped),
@@ -135,18 +137,26 @@ def plan_update(
     return effective
 
 
-def compare(before: pa.Table, listed: pa.Table, *, ids_given: bool, created: str) -> Comparison:
+def compare(
+    before: pa.Table,
+    listed: pa.Table,
+    *,
+    ids_given: bool,
+    created: str,
+    gone: NDArray[np.bool_] | None = None,
+) -> Comparison:
     """Compare the inputs of a run, as they were processed, with a listing, by name.
 
     An input is as it was if its etag and its size are; in a zip, its CRC-32 in place of the etag. Where an etag is not
-    known, its uri and its size must be the same, and a local file must be older than the run. In any case the further
-    columns of the manifest must be the same, and the ids, if they are the user's.
+    known, its uri and its size must be the same, and a local file must be older than the listing before. In any case
+    the further columns of the manifest must be the same, and the ids, if they are the user's.
 
     Args:
         before: rows of a manifest, with unique names.
         listed: likewise; with the same further columns.
         ids_given: whether the ids are the user's.
-        created: when the run was planned, ISO 8601.
+        created: when the inputs were listed before, ISO 8601.
+        gone: (N,) rows of `listed` whose objects do not exist; they are as before only if they were not read then.
     """
     positions = pc.index_in(listed["name"], value_set=before["name"].combine_chunks())
     is_known = positions.is_valid().to_numpy()
@@ -158,6 +168,8 @@ def compare(before: pa.Table, listed: pa.Table, *, ids_given: bool, created: str
     same = _same_content(theirs, mine, created)
     for name in others:
         same &= _equal(mine[name], theirs[name])
+    if gone is not None:
+        same &= ~(gone[is_known] & theirs["bytes"].is_valid().to_numpy())
     known = np.flatnonzero(is_known)
     return Comparison(
         known[~same],
@@ -238,31 +250,38 @@ def _as_processed(storage: Storage, success: dict[str, Any], known: pa.Table) ->
     return known
 
 
-def _with_stats(listed: pa.Table) -> pa.Table:
-    """Return a listing with the sizes and etags that it does not know: those of objects are looked up."""
+def _with_stats(listed: pa.Table) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Look up the sizes and etags that a listing does not know.
+
+    Returns:
+        The listing with them; and whether the object of each row does not exist, (N,) bool, False if its etag is known.
+    """
+    gone = np.zeros(len(listed), np.bool_)
     lacking = np.flatnonzero(listed["etag"].is_null().to_numpy())
     if not len(lacking):
-        return listed
+        return listed, gone
     uris = listed["uri"].take(pa.array(lacking)).to_pylist()
     with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-        stats = list(pool.map(_stat, uris))
+        found = list(pool.map(_stat, uris))
+    gone[lacking] = [stat == "not_found" for stat in found]
     for name in ("bytes", "etag"):
         values = listed[name].to_pylist()
-        for row, stat in zip(lacking.tolist(), stats, strict=True):
-            if stat is not None:
+        for row, stat in zip(lacking.tolist(), found, strict=True):
+            if isinstance(stat, ObjectStat):
                 values[row] = getattr(stat, name)
         column = pa.array(values, MANIFEST.field(name).type)
         listed = listed.set_column(listed.schema.get_field_index(name), MANIFEST.field(name), column)
-    return listed
+    return listed, gone
 
 
-def _stat(uri: str) -> ObjectStat | None:
+def _stat(uri: str) -> ObjectStat | str:
+    """Return an object's size and etag; or an error code, or an empty text for the web, which is not asked."""
     if Url.parse(uri).is_web:
-        return None
+        return ""
     try:
         return stat_input(uri)
-    except ItemError:  # it becomes a row with this error
-        return None
+    except ItemError as error:  # processed, it becomes a row with this error
+        return error.code
 
 
 def _numbered(

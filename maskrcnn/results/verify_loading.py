@@ -153,7 +153,7 @@ def why_unfinished(storage: Storage) -> str | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # a broken record is a finding
     if isinstance(reduced, int) and reduced < latest:
-        return f"generation {latest} is not finished: continue it with `maskrcnn retry`"
+        return f"generation {latest} is not finished: `maskrcnn status` names the command that continues it"
     return None
 
 

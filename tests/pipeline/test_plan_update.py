@@ -277,6 +277,23 @@ def test_a_manifest_keeps_its_columns_and_ids(tmp_path: Path, pictures: list[byt
         segment(manifest, output)
 
 
+def test_an_input_of_a_manifest_that_is_gone_fails_and_comes_back(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    folder, manifest, output = tmp_path / "in", tmp_path / "m.csv", tmp_path / "out"
+    manifest.write_text("uri\nin/0.png\nin/1.png\n")
+    for number in range(2):
+        put(folder, f"{number}.png", pictures[number])
+    segment(manifest, output)
+    (folder / "1.png").unlink()
+    assert update(manifest, output) == {"added": 0, "changed": 1, "vanished": 0}
+    assert maskrcnn.open_run(output).images()["error"].to_pylist() == [None, "not_found"]
+    assert update(manifest, output) == dict.fromkeys(COUNTS, 0)
+    put(folder, "1.png", pictures[1])
+    assert update(manifest, output) == {"added": 0, "changed": 1, "vanished": 0}
+    same_as_new(manifest, maskrcnn.open_run(output), tmp_path / "fresh")
+
+
 def test_members_of_a_zip_are_compared_by_their_checksums(tmp_path: Path, pictures: list[bytes]) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
