@@ -260,7 +260,7 @@ def parse_price(text: str) -> float:
         if hours is not None and 0 < float(number) < math.inf:
             return round(float(number) / hours, 12)
     raise UsageError(
-        f"--price takes a number above 0, with a point, and a unit of time (h, min, s, day), as in 2.10/h, not {text!r}"
+        f"--price takes a number above 0 and a unit of time (h, min, s, day), as in 2.10/h, not {text!r}"
     )
 
 

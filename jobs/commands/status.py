@@ -55,8 +55,8 @@ def run_status(output: str) -> dict[str, Any]:
 
     Returns:
         `state` (`finished`; `unfinished`; `unreduced`: all shards are done, and the tables are to be written), the
-        progress of the first plan and all updates together and, under `retry`, of a retry or an update that is not finished, the `kind` of the
-        latest generation (`plan`, `retry`, `update`), what the run is waiting for
+        progress of the first plan and all updates together and, under `retry`, of a retry or an update that is not
+        finished, the `kind` of the latest generation (`plan`, `retry`, `update`), what the run is waiting for
         (`waiting_for`, a phrase, or None), the number of files that the last listing `skipped` and the file that names
         them, and the `counts` of `_SUCCESS`.
 

@@ -170,13 +170,12 @@ def prepare_update(request: Request) -> Plan | None:
         RunError: as `prepare`.
     """
     storage = output_storage(request.output)
-    plans = read_plans(storage)
-    check_reducible(storage, plans)
+    check_reducible(storage, read_plans(storage))  # before the inputs are listed, which may take long
     inputs = _list_inputs(request)
     if request.strict:
         refuse_skipped(request.source, inputs.skipped)
     log_skipped(inputs)
-    plan = plan_update(storage, plans, read_run(storage), inputs, request.inference)
+    plan = plan_update(storage, read_plans(storage), read_run(storage), inputs, request.inference)
     if plan is not None:
         log.info("planned an update of %s in %s", plural(plan.rows, plan.unit), plural(len(plan), "shard"))
     return plan

@@ -128,16 +128,8 @@ def replay_shard(output: str, name: str, resources: ResourceConfig) -> Replay:
         with contextlib.suppress(RunError):  # what ended it is what counts
             storage.remove_tree(probes)
     retired = _retired(storage, plans, shard)
-    kept = pa.array(~retired)
-    pairs = [(before["images"].filter(kept), images.filter(kept))]
-    pairs.append(
-        tuple(_of_images(*both) for both in zip((before["instances"], instances), pairs[0], strict=True))
-    )
-    differences = [
-        difference
-        for what, both in zip((f"{plans[0].unit}s", "instances"), pairs, strict=True)
-        for difference in table_differences(what, *both)
-    ]
+    after = {"images": images, "instances": instances}
+    differences = _differences(before, after, ~retired, plans[0].unit)
     return Replay(
         shard.name,
         len(images),
@@ -170,6 +162,17 @@ def _retired(storage: Storage, plans: Sequence[Plan], shard: Shard) -> NDArray[n
     windows = read_window_index(storage, plans)
     rows = numbers if windows is None else windows.rows_of(numbers)
     return np.isin(rows, read_retired(storage, plans)["row"].to_numpy())
+
+
+def _differences(
+    before: dict[str, pa.Table], after: dict[str, pa.Table], kept: NDArray[np.bool_], unit: str
+) -> list[Difference]:
+    """Return in which values the tables of a shard differ, among the rows of `images` that are kept, (N,) bool."""
+    images = [tables["images"].filter(pa.array(kept)) for tables in (before, after)]
+    instances = [
+        _of_images(tables["instances"], of) for tables, of in zip((before, after), images, strict=True)
+    ]
+    return [*table_differences(f"{unit}s", *images), *table_differences("instances", *instances)]
 
 
 def _of_images(instances: pa.Table, images: pa.Table) -> pa.Table:

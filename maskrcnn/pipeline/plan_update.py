@@ -95,13 +95,9 @@ def plan_update(
     before = _as_processed(storage, success, known.take(pa.array(rows)))
     last_listed = max(plan.created for plan in plans if plan.first_row is not None)
     found = compare(before, listed, ids_given=inputs.ids_given, created=last_listed, gone=gone)
-    counts = {name: len(getattr(found, name)) for name in ("added", "changed", "vanished")}
-    as_before = len(rows) - counts["changed"] - counts["vanished"]
-    log.info("%s, %s as before", ", ".join(f"{n:,} {what}" for what, n in counts.items()), f"{as_before:,}")
+    counts = _counted(found, len(rows), inputs.source)
     if not any(counts.values()):
         return None
-    if as_before < len(rows) / 2:
-        log.warning("more than half of the run's inputs changed or vanished: is %s complete?", inputs.source)
     appended = np.sort(np.concatenate([found.changed, found.added]))
     more = listed.take(pa.array(appended))
     if not inputs.ids_given:
@@ -137,6 +133,16 @@ def plan_update(
     return effective
 
 
+def _counted(found: Comparison, n_before: int, source: str) -> dict[str, int]:
+    """Return and log the numbers of inputs that were added, changed, and vanished."""
+    counts = {name: len(getattr(found, name)) for name in ("added", "changed", "vanished")}
+    as_before = n_before - counts["changed"] - counts["vanished"]
+    log.info("%s, %s as before", ", ".join(f"{n:,} {what}" for what, n in counts.items()), f"{as_before:,}")
+    if as_before < n_before / 2:
+        log.warning("more than half of the run's inputs changed or vanished: is %s complete?", source)
+    return counts
+
+
 def compare(
     before: pa.Table,
     listed: pa.Table,
@@ -148,8 +154,9 @@ def compare(
     """Compare the inputs of a run, as they were processed, with a listing, by name.
 
     An input is as it was if its etag and its size are; in a zip, its CRC-32 in place of the etag. Where an etag is not
-    known, its uri and its size must be the same, and a local file must be older than the listing before. In any case
-    the further columns of the manifest must be the same, and the ids, if they are the user's.
+    known, its uri and its size must be the same, and a local file must be older than the listing before; one that
+    could not be read then has no size. In any case the further columns of the manifest must be the same, and the ids,
+    if they are the user's.
 
     Args:
         before: rows of a manifest, with unique names.
@@ -185,6 +192,9 @@ def _same_content(theirs: pa.Table, mine: pa.Table, created: str) -> NDArray[np.
     etags_are_known = mine["etag"].is_valid().to_numpy() & theirs["etag"].is_valid().to_numpy()
     same_etag = etags_are_known & _equal(mine["etag"], theirs["etag"])
     unknown = ~etags_are_known & _equal(mine["uri"], theirs["uri"])
+    unknown &= ~(
+        mine["bytes"].is_valid().to_numpy() & theirs["bytes"].is_null().to_numpy()
+    )  # it was not read
     for row in np.flatnonzero(unknown & mine["etag"].is_valid().to_numpy()).tolist():
         unknown[row] = _is_older(mine["etag"][row].as_py(), created)
     unread = int((unknown & mine["etag"].is_null().to_numpy()).sum())

@@ -73,7 +73,7 @@ def test_a_run_stops_at_its_cap_and_is_continued(tmp_path, slow, monkeypatch, ca
         (["--max-hours", "nan"], "--max-hours must be more than 0, not nan"),
         (["--max-cost", "5"], "add --price"),
         (["--max-cost", "0", "--price", "1/h"], "--max-cost must be more than 0"),
-        (["--price", "2.10"], "a number and a unit of time, as in 2.10/h, not '2.10'"),
+        (["--price", "2.10"], "a unit of time (h, min, s, day), as in 2.10/h, not '2.10'"),
         (["--price", "free/h"], "not 'free/h'"),
         (["--price", "-1/h"], "not '-1/h'"),
     ],

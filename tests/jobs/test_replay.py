@@ -93,6 +93,21 @@ def test_a_picture_that_was_replaced_has_a_row_that_differs(tmp_path):
     assert "error was missing, and is changed" in result.stdout
 
 
+def test_rows_that_an_update_retired_are_not_compared(tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    write_planted(photos, 4, seed=4)
+    options = ["--model", "planted", "--no-ray"]
+    assert command("segment", photos, output, *options).exit_code == 0
+    (photos / "planted-000001.png").unlink()
+    assert command("segment", photos, output, "--update", *options).exit_code == 0
+    result = command("replay", output, "--shard", 0)
+    assert result.exit_code == 0, result.output
+    assert "1 row not compared since an update retired them: equal" in result.stdout
+    missing = command("replay", output, "--shard", 99)
+    assert missing.exit_code == 2
+    assert "has no shard 99: it has 1-0 to 1-0" in missing.stderr
+
+
 def test_what_cannot_be_replayed_is_refused_in_one_line(run, tmp_path):
     for shard in ("2", "-1", "7-0", "first"):
         refused = command("replay", run, "--shard", shard)
