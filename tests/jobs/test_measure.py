@@ -166,7 +166,7 @@ def test_shards_follow_the_measured_pace_where_machines_are_taken_away(photos, t
         ),
         (["--measure", "5", "--compare", "dtype=float16"], "takes actors, batch-size, threads"),
         (["--measure", "0"], "0 is not in the range"),
-        (["--measure", "5", "--price", "2"], "a number and a unit of time"),
+        (["--measure", "5", "--price", "2"], "a unit of time"),
         (["--measure", "5", "--actors", "2", "--no-ray"], "without actors"),
     ],
 )
