@@ -6,8 +6,9 @@ replaced by a valid one is processed as it was then. An update writes a manifest
 then those that it adds; and the list of the rows that no longer count.
 """
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -60,10 +61,7 @@ def write_manifest(storage: Storage, table: pa.Table, generation: int = 1) -> st
     Raises:
         RunError: the store failed.
     """
-    data = _parquet(table)
-    digest = hashlib.sha256(data).hexdigest()
-    storage.write(manifest_file(generation, digest), data)
-    return digest
+    return _write_named(storage, table, functools.partial(manifest_file, generation))
 
 
 def skipped_file(generation: int, sha256: str) -> str:
@@ -81,10 +79,7 @@ def write_skipped(storage: Storage, table: pa.Table, generation: int = 1) -> str
         if generation == 1 and storage.exists(SKIPPED_NAME):  # of an earlier planning
             storage.remove(SKIPPED_NAME)
         return None
-    data = _parquet(table)
-    digest = hashlib.sha256(data).hexdigest()
-    storage.write(skipped_file(generation, digest), data)
-    return digest
+    return _write_named(storage, table, functools.partial(skipped_file, generation))
 
 
 def read_skipped(storage: Storage) -> pa.Table:
@@ -126,10 +121,7 @@ def write_rows(storage: Storage, generation: int, table: pa.Table) -> str:
     Raises:
         RunError: the store failed.
     """
-    data = _parquet(table.cast(ROWS))
-    digest = hashlib.sha256(data).hexdigest()
-    storage.write(rows_file(generation, digest), data)
-    return digest
+    return _write_named(storage, table.cast(ROWS), functools.partial(rows_file, generation))
 
 
 def write_retired(storage: Storage, generation: int, table: pa.Table) -> str:
@@ -138,10 +130,7 @@ def write_retired(storage: Storage, generation: int, table: pa.Table) -> str:
     Raises:
         RunError: the store failed.
     """
-    data = _parquet(table.cast(RETIRED))
-    digest = hashlib.sha256(data).hexdigest()
-    storage.write(retired_file(generation, digest), data)
-    return digest
+    return _write_named(storage, table.cast(RETIRED), functools.partial(retired_file, generation))
 
 
 def read_retired(storage: Storage, plans: Sequence[Plan]) -> pa.Table:
@@ -172,10 +161,7 @@ def write_grid(storage: Storage, table: pa.Table) -> str:
     Raises:
         RunError: the store failed.
     """
-    data = _parquet(table.cast(GRID))
-    digest = hashlib.sha256(data).hexdigest()
-    storage.write(grid_file(digest), data)
-    return digest
+    return _write_named(storage, table.cast(GRID), grid_file)
 
 
 def read_grid(storage: Storage, plan: Plan) -> pa.Table:
@@ -200,6 +186,14 @@ def read_rows(storage: Storage, plan: Plan) -> pa.Table:
     if plan.rows_file is None or plan.rows_sha256 is None:
         raise ValueError("the first generation has no list")
     return _read_named(storage, plan.rows_file, plan.rows_sha256)
+
+
+def _write_named(storage: Storage, table: pa.Table, path_of: Callable[[str], str]) -> str:
+    """Write a table to the path that follows from its sha256, hex, and return that."""
+    data = _parquet(table)
+    digest = hashlib.sha256(data).hexdigest()
+    storage.write(path_of(digest), data)
+    return digest
 
 
 def _read_named(storage: Storage, path: str, sha256: str) -> pa.Table:

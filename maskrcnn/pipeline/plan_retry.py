@@ -34,7 +34,7 @@ from .manifest_file import (
     read_window_index,
     write_rows,
 )
-from .plan import MANIFEST, Plan, create_plan, not_finished, planned_rows, read_plan
+from .plan import Plan, create_plan, not_finished, planned_rows
 from .receipts import choose
 from .success import finished, parts_of
 
@@ -74,7 +74,7 @@ def plan_retry(storage: Storage, plans: Sequence[Plan], only: Collection[str] | 
     if window_index is None:
         rows, uris = failed_inputs(storage, success, current, only)
     else:
-        rows, uris = failed_windows(storage, success, window_index, current, only)
+        rows, uris = failed_windows(storage, latest.manifest, success, window_index, current, only)
     if not len(rows):
         return None
     with ThreadPoolExecutor(32) as pool:
@@ -153,6 +153,7 @@ def failed_inputs(
 
 def failed_windows(
     storage: Storage,
+    manifest_path: str,
     success: dict[str, Any],
     window_index: WindowIndex,
     current: NDArray[np.int64],
@@ -164,6 +165,7 @@ def failed_windows(
 
     Args:
         storage: the run's output.
+        manifest_path: `Plan.manifest`.
         success: the content of `_SUCCESS`.
         window_index: of the run.
         current: the rows of the manifest that count, (N,) int64: those of the table `images`.
@@ -173,8 +175,7 @@ def failed_windows(
     uris: list[str] = []
     position, n_windows = 0, 0
     planned = sum(stop - start for start, stop in map(window_index.range_of, current.tolist()))
-    latest = read_plan(storage)
-    with ManifestReader(storage, MANIFEST if latest is None else latest.manifest) as manifest:
+    with ManifestReader(storage, manifest_path) as manifest:
         for part in success["parts"][WINDOWS]:
             windows = _columns(storage, part["path"], ["image_id", "window_id", "status", "error"])
             wanted, ids = _wanted(windows, only), windows["image_id"].to_numpy()

@@ -169,9 +169,9 @@ def compare(
     is_known = positions.is_valid().to_numpy()
     former = positions.drop_null().to_numpy().astype(np.int64)
     mine, theirs = listed.filter(pa.array(is_known)), before.take(pa.array(former))
-    others = [name for name in listed.column_names if name not in MANIFEST.names and name != PLACE.name] + [
-        "image_id"
-    ] * ids_given
+    others = [name for name in listed.column_names if name not in (*MANIFEST.names, PLACE.name)]
+    if ids_given:
+        others.append("image_id")
     same = _same_content(theirs, mine, created)
     for name in others:
         same &= _equal(mine[name], theirs[name])
@@ -187,14 +187,13 @@ def compare(
 
 
 def _same_content(theirs: pa.Table, mine: pa.Table, created: str) -> NDArray[np.bool_]:
-    size_is_known = (mine["bytes"].is_valid().to_numpy()) & (theirs["bytes"].is_valid().to_numpy())
+    was_read = theirs["bytes"].is_valid().to_numpy()
+    size_is_known = mine["bytes"].is_valid().to_numpy() & was_read
     same_size = ~size_is_known | _equal(mine["bytes"], theirs["bytes"])
     etags_are_known = mine["etag"].is_valid().to_numpy() & theirs["etag"].is_valid().to_numpy()
     same_etag = etags_are_known & _equal(mine["etag"], theirs["etag"])
     unknown = ~etags_are_known & _equal(mine["uri"], theirs["uri"])
-    unknown &= ~(
-        mine["bytes"].is_valid().to_numpy() & theirs["bytes"].is_null().to_numpy()
-    )  # it was not read
+    unknown &= was_read | mine["bytes"].is_null().to_numpy()
     for row in np.flatnonzero(unknown & mine["etag"].is_valid().to_numpy()).tolist():
         unknown[row] = _is_older(mine["etag"][row].as_py(), created)
     unread = int((unknown & mine["etag"].is_null().to_numpy()).sum())

@@ -25,9 +25,15 @@ from ..stats import Stats
 from ..tiling.assemble import assemble, geo_folders
 from ..tiling.index import WindowIndex
 from ..types import Category
-from .manifest_file import ManifestReader, read_current_windows, read_window_index
+from .manifest_file import (
+    ManifestReader,
+    current_rows,
+    read_current_windows,
+    read_retired,
+    read_window_index,
+)
 from .merge_generations import Group, GroupReader
-from .plan import read_plans
+from .plan import Plan, read_plans
 from .success import refuse_outdated
 
 Files = tuple[tuple[str, File], ...]
@@ -76,9 +82,10 @@ def write_part(
         yield from tables
         refuse_outdated(storage, generation)
 
-    window_index = read_window_index(storage)
+    plans = read_plans(storage)[:generation]
+    window_index = read_window_index(storage, plans)
     if window_index is not None:
-        return _write_whole(storage, generation, group, window_index, reader, masks=masks)
+        return _write_whole(storage, plans, group, window_index, reader, masks=masks)
     schema = read_checked(storage, group.shards[0].images).schema
     images = write_tables(storage, f"{IMAGES}/{group.part_name}", schema, still_current(reader.images()))
     instances = write_tables(
@@ -92,7 +99,7 @@ def write_part(
 
 def _write_whole(
     storage: Storage,
-    generation: int,
+    plans: Sequence[Plan],
     group: Group,
     window_index: WindowIndex,
     reader: GroupReader,
@@ -104,11 +111,10 @@ def _write_whole(
     detections = pa.concat_tables(reader.instances()).combine_chunks()
     counting = np.setdiff1d(np.arange(group.start, group.stop), group.retired, assume_unique=True)
     rows = np.unique(window_index.rows_of(counting))
-    plans = read_plans(storage)
     with ManifestReader(storage, plans[-1].manifest) as manifest:
         entries = manifest.take(rows)
     whole = assemble(window_index, rows, entries, windows, detections, reader.stats.categories, masks=masks)
-    refuse_outdated(storage, generation)
+    refuse_outdated(storage, plans[-1].generation)
     files = [
         (table, write_table(storage, f"{table}/{group.part_name}", content))
         for table, content in (
@@ -118,7 +124,8 @@ def _write_whole(
             (PIECES, whole.pieces),
         )
     ]
-    folders = geo_folders(read_current_windows(storage, plans) or window_index)
+    current = current_rows(window_index.n_images, read_retired(storage, plans))
+    folders = geo_folders(window_index.only(current))
     by_folder: dict[str, list[str]] = {}
     for crs_wkt in whole.polygons:
         by_folder.setdefault(folders[crs_wkt], []).append(crs_wkt)
