@@ -353,32 +353,83 @@ def _frames(found: Sequence[Detections]) -> pa.StructArray:
     return pa.concat_arrays(pieces) if pieces else pa.nulls(0, _FRAME)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class InstanceColumns:
+    """N rows of `instances` that all have masks, or all have none."""
+
+    boxes: NDArray[np.float32]
+    """(N, 4)"""
+    labels: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    areas: NDArray[np.int64]
+    mask_boxes: NDArray[np.int32]
+    """(N, 4)"""
+    frames: NDArray[np.int32] | None
+    """(N, 4), or None where masks cover the whole image."""
+    counts: pa.Array | None
+    """(N,) run lengths as text; None where there are boxes only."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "InstanceColumns | None":
+        """Return the columns of a table; None if some of its rows, but not all, have masks or frames."""
+        if not all(table[name].null_count in (0, len(table)) for name in ("segmentation", "frame")):
+            return None
+        has_masks, has_frames = (table[name].null_count == 0 for name in ("segmentation", "frame"))
+        segmentation = table["segmentation"].combine_chunks()
+        return cls(
+            structs_as_array(table["box"]),
+            table["category_id"].to_numpy(),
+            table["score"].to_numpy(),
+            table["area"].to_numpy(),
+            structs_as_array(table["mask_box"]),
+            structs_as_array(table["frame"]) if has_frames else None,
+            segmentation.field("counts") if has_masks else None,
+        )
+
+    def detections(self, image: dict[str, Any], start: int, stop: int) -> Detections:
+        """Return the rows from `start` to `stop` as the detections of an image.
+
+        Args:
+            image: its row of `images`.
+            start: its first row.
+            stop: the end of its rows.
+        """
+        rows = slice(start, stop)
+        size, capped = (image["height"], image["width"]), image["capped"]
+        boxes, labels, scores = self.boxes[rows], self.labels[rows], self.scores[rows]
+        if self.counts is None and stop > start:
+            return Detections.of_boxes(*size, boxes, labels, scores, capped=capped)
+        texts = [] if self.counts is None else self.counts.slice(start, stop - start).to_pylist()
+        # Without masks the column is null, and its empty array is of no integers.
+        mask_boxes = self.mask_boxes[rows].astype(np.int32, copy=False)
+        return Detections(
+            height=size[0],
+            width=size[1],
+            boxes=boxes,
+            labels=labels,
+            scores=scores,
+            masks=tuple(text.encode("ascii") for text in texts),
+            areas=self.areas[rows],
+            mask_boxes=mask_boxes,
+            capped=capped,
+            frames=self.frames[rows] if self.frames is not None and stop > start else None,
+        )
+
+
 def detections_of(image: dict[str, Any], instances: pa.Table) -> Detections:
     """Return the rows of an image as `Detections`: the inverse of `instances_table`.
 
     Args:
         image: its row of `images`.
         instances: its rows of `instances`, in their order.
+
+    Raises:
+        ValueError: some of them have masks, or frames, and some have none.
     """
-    boxes, labels = structs_as_array(instances["box"]), instances["category_id"].to_numpy()
-    scores, size = instances["score"].to_numpy(), (image["height"], image["width"])
-    if len(instances) and instances["segmentation"].null_count:
-        return Detections.of_boxes(*size, boxes, labels, scores, capped=image["capped"])
-    counts = instances["segmentation"].combine_chunks().field("counts")
-    return Detections(
-        height=size[0],
-        width=size[1],
-        boxes=boxes,
-        labels=labels,
-        scores=scores,
-        masks=tuple(text.encode("ascii") for text in counts.to_pylist()),
-        areas=instances["area"].to_numpy(),
-        mask_boxes=structs_as_array(instances["mask_box"]),
-        capped=image["capped"],
-        frames=structs_as_array(instances["frame"])
-        if len(instances) and not instances["frame"].null_count
-        else None,
-    )
+    columns = InstanceColumns.of(instances)
+    if columns is None:
+        raise ValueError(f"only some instances of image {image.get('name')} have masks or frames")
+    return columns.detections(image, 0, len(instances))
 
 
 def _struct(columns: NDArray[Any], type_: pa.StructType) -> pa.StructArray:

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 
 from ..io.parquet import Part
 from ..io.storage import Storage
-from ..schema import structs_as_array
-from ..types import Detections
+from ..schema import InstanceColumns
 from .part_checks import checked_counts, reading
 
 _IMAGE: Final = [
@@ -26,69 +24,6 @@ _HELD_GROUPS: Final = 3
 _BLOCK_ROWS: Final = 2048
 _HELD_BLOCKS: Final = 8
 """Blocks of rows cached as dictionaries, which take ten times the memory of a table's rows."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InstanceColumns:
-    """N rows of `instances` that all have masks, or all have none."""
-
-    boxes: NDArray[np.float32]
-    """(N, 4)"""
-    labels: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    areas: NDArray[np.int64]
-    mask_boxes: NDArray[np.int32]
-    """(N, 4)"""
-    frames: NDArray[np.int32] | None
-    """(N, 4), or None where masks cover the whole image."""
-    counts: pa.Array | None
-    """(N,) run lengths as text; None where there are boxes only."""
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "InstanceColumns | None":
-        """Return the columns of a table; None if some of its rows, but not all, have masks or frames."""
-        if not all(table[name].null_count in (0, len(table)) for name in ("segmentation", "frame")):
-            return None
-        has_masks, has_frames = (table[name].null_count == 0 for name in ("segmentation", "frame"))
-        segmentation = table["segmentation"].combine_chunks()
-        return cls(
-            structs_as_array(table["box"]),
-            table["category_id"].to_numpy(),
-            table["score"].to_numpy(),
-            table["area"].to_numpy(),
-            structs_as_array(table["mask_box"]),
-            structs_as_array(table["frame"]) if has_frames else None,
-            segmentation.field("counts") if has_masks else None,
-        )
-
-    def detections(self, image: dict[str, Any], start: int, stop: int) -> Detections:
-        """Return the rows from `start` to `stop` as the detections of an image, as `schema.detections_of` does.
-
-        Args:
-            image: its row of `images`.
-            start: its first row.
-            stop: the end of its rows.
-        """
-        rows = slice(start, stop)
-        size, capped = (image["height"], image["width"]), image["capped"]
-        boxes, labels, scores = self.boxes[rows], self.labels[rows], self.scores[rows]
-        if self.counts is None and stop > start:
-            return Detections.of_boxes(*size, boxes, labels, scores, capped=capped)
-        texts = [] if self.counts is None else self.counts.slice(start, stop - start).to_pylist()
-        return Detections(
-            height=size[0],
-            width=size[1],
-            boxes=boxes,
-            labels=labels,
-            scores=scores,
-            masks=tuple(text.encode("ascii") for text in texts),
-            areas=self.areas[rows],
-            mask_boxes=self.mask_boxes[rows].astype(
-                np.int32, copy=False
-            ),  # null, and no integers, without masks
-            capped=capped,
-            frames=self.frames[rows] if self.frames is not None and stop > start else None,
-        )
 
 
 class RowGroups:
