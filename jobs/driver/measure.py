@@ -18,19 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
 from maskrcnn.config import ResourceConfig, default_shard_images
 from maskrcnn.errors import RunError, plural
 from maskrcnn.io.storage import Storage
 from maskrcnn.io.stores.request_count import take_requests
 from maskrcnn.io.url import Url
-from maskrcnn.pipeline.manifest_file import ManifestReader, ShardReader, write_manifest
-from maskrcnn.pipeline.plan import Plan, Shard, read_run, run_digest, write_run
-from maskrcnn.pipeline.plan_windows import plan_windows
+from maskrcnn.pipeline.manifest_file import ShardReader
+from maskrcnn.pipeline.plan import Plan, read_run
 from maskrcnn.pipeline.receipts import RECEIPTS, Receipt, read_receipt
 
 from .driver_records import PROBES, read_drivers
@@ -39,6 +33,7 @@ from .planning import Request, is_begun, prepare
 from .progress import Progress
 from .request_forecast import GET, requests_to_come
 from .run import left_of
+from .sample import Sample
 from .usage import Usage, cpu_use
 from .where_to_run import check_resources
 from .work import Work
@@ -47,10 +42,6 @@ from .workers import workers_for
 
 log = logging.getLogger("maskrcnn")
 
-SHARDS_EACH: Final = 4
-"""Shards of the sample for each actor, if their size allows it."""
-RASTERS: Final = 12
-"""Images of which a sample of windows is taken."""
 TABLES_S: Final = 3.0
 """Seconds that starting Python and writing the tables take, plus …"""
 TABLES_S_PER_ROW: Final = 36e-6
@@ -187,7 +178,7 @@ def measure(
     try:
         with workers_for(address, resources, left, read_drivers(storage)) as workers:
             actors = 1 if workers.lanes else workers.resources.actors or 1
-            sample = _Sample.of(storage, request, plan, f"{storage.url}/{folder}/run", count, actors)
+            sample = Sample.of(storage, request, plan, f"{storage.url}/{folder}/run", count, actors)
             spec = worker_spec(sample.storage, request, sample.run, workers.resources, PROBES, workers.lanes)
             spec = dataclasses.replace(spec, metered=True)
             observed = _Observed(sum(map(len, sample.shards)), plan.unit)
@@ -283,63 +274,6 @@ def sized(request: Request, plan: Plan, forecast: Forecast) -> tuple[Plan, Forec
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """A small run over some inputs of another."""
-
-    storage: Storage
-    run: dict[str, Any]
-    shards: Sequence[Shard]
-    first_uri: str
-    input_bytes: int | None
-    """Of all inputs of the run; None if their sizes are not known."""
-
-    @classmethod
-    def of(
-        cls, storage: Storage, request: Request, plan: Plan, url: str, count: int, actors: int
-    ) -> "_Sample":
-        """Plan the sample of a run below another directory."""
-        windowed = plan.grid_sha256 is not None
-        with ManifestReader(storage) as manifest:
-            table = manifest.rows(0, manifest.num_rows)
-        sizes = table["bytes"]
-        input_bytes = None if sizes.null_count else int(pc.sum(sizes).as_py())
-        table = table.take(sample_rows(table, min(count, RASTERS) if windowed else count))
-        scratch = Storage(url)
-        shard_images = max(min(count // (SHARDS_EACH * actors), plan.shard_images), 1)
-        run = read_run(storage)
-        settings = run["settings"] | {"shard_images": shard_images}
-        run |= {"settings": settings, "digest": run_digest(settings, run["model"])}
-        digest = write_manifest(scratch, table)
-        small = Plan(1, len(table), shard_images, digest, run["digest"], plan.created)
-        if windowed:
-            small, _ = plan_windows(scratch, small, table["uri"].to_pylist(), request.inference)
-        write_run(scratch, run, small)
-        shards = list(small)
-        wanted = math.ceil(count * len(shards) / small.rows)
-        if wanted < len(shards):
-            shards = [shards[int(at)] for at in _evenly(len(shards), wanted)]
-        return cls(scratch, run, shards, table["uri"][0].as_py(), input_bytes)
-
-
-def sample_rows(table: pa.Table, count: int) -> NDArray[np.int64]:
-    """Return rows of a manifest, ascending, that represent it: evenly spaced in the order of format and size.
-
-    Args:
-        table: with columns `name` and `bytes`, which may be null.
-        count: number of rows; all of them if there are no more.
-    """
-    suffixes = pc.utf8_lower(pc.struct_field(pc.extract_regex(table["name"], r"(?P<s>\.[^./]*)$"), "s"))
-    keys = pa.table({"suffix": suffixes, "bytes": table["bytes"], "name": table["name"]})
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names]).to_numpy()
-    return np.sort(order[_evenly(len(table), min(count, len(table)))]).astype(np.int64)
-
-
-def _evenly(total: int, count: int) -> NDArray[np.int64]:
-    """Return `count` of the numbers below `total`, in the middle of equal spans."""
-    return ((np.arange(count) + 0.5) * total / count).astype(np.int64)
-
-
-@dataclass(frozen=True, slots=True)
 class _Used:
     """What the workers of a sample used."""
 
@@ -350,7 +284,7 @@ class _Used:
     """Whether the output is in an object store."""
 
 
-def _requests_to_start(sample: "_Sample") -> int:
+def _requests_to_start(sample: Sample) -> int:
     """Return the requests by GET by which a worker, once it is ready, reads what its shards consist of."""
     with ShardReader(sample.storage) as reader:
         take_requests()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from maskrcnn_jobs.cli import main
 from maskrcnn_jobs.driver import measure
-from maskrcnn_jobs.driver.measure import sample_rows
+from maskrcnn_jobs.driver.sample import sample_rows
 from maskrcnn_jobs.driver.where_to_run import usable_cpus
 from planted_images import write_planted
 
