@@ -56,6 +56,15 @@ def segment(source: Path, output: Path, **options: Any) -> maskrcnn.Run:
     return maskrcnn.segment_collection(source, output, **{"model": "planted", "shard_images": 3} | options)
 
 
+def outdated(folder: Path, pictures: list[bytes]) -> tuple[Path, Path]:
+    """Return a folder of two pictures, and the finished run of the first of them."""
+    source, output = folder / "in", folder / "out"
+    put(source, "0.png", pictures[0])
+    segment(source, output)
+    put(source, "1.png", pictures[1])
+    return source, output
+
+
 def update(source: Path, output: Path, **options: Any) -> dict[str, int]:
     """Update a run, verify it, and return what the update found; nothing at all if there was nothing new."""
     before = len(read_plans(Storage(str(output))))
@@ -207,10 +216,7 @@ def test_a_reader_whose_files_were_replaced_learns_it(tmp_path: Path, pictures: 
 def test_an_update_that_was_interrupted_is_continued_and_another_follows(
     tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, output = tmp_path / "in", tmp_path / "out"
-    put(source, "0.png", pictures[0])
-    segment(source, output)
-    put(source, "1.png", pictures[1])
+    source, output = outdated(tmp_path, pictures)
     with monkeypatch.context() as patch:
         patch.setattr(reduce, "_commit", lambda *_: (_ for _ in ()).throw(RunError("stopped")))
         with pytest.raises(RunError, match="stopped"):
@@ -222,13 +228,10 @@ def test_an_update_that_was_interrupted_is_continued_and_another_follows(
     same_as_new(source, maskrcnn.open_run(output), tmp_path / "fresh")
 
 
-def test_two_that_plan_an_update_at_once_continue_one_plan(
+def test_what_was_listed_before_another_update_ended_is_put_right_by_the_next(
     tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, output = tmp_path / "in", tmp_path / "out"
-    put(source, "0.png", pictures[0])
-    segment(source, output)
-    put(source, "1.png", pictures[1])
+    source, output = outdated(tmp_path, pictures)
     listing = planning._list_inputs
     other: list[Any] = []
 
