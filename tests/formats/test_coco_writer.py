@@ -276,7 +276,8 @@ def test_memory_does_not_grow_with_the_number_of_instances(tmp_path):
             tracemalloc.stop()
             pa.set_memory_pool(parents)
     assert (peaks[30] > 100_000).all()
-    assert (peaks[200] < 2 * peaks[30]).all()  # what threads read ahead differs from run to run
+    # What threads read ahead differs from run to run; memory that grows with the instances would be 6.7 times as much.
+    assert (peaks[200] < 4 * peaks[30]).all()
 
 
 def test_masks_in_a_frame_of_their_own_are_refused(tmp_path):
